@@ -1,0 +1,53 @@
+"""deliverkit: did our mail leave, did it arrive, and is the port to blame?
+
+>>> import deliverkit as dk
+>>> dk.PORTS
+(25, 465, 587, 2525)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+PORTS = (25, 465, 587, 2525)
+
+_WHERE = {  # public name -> module; imported on first use, so that `import deliverkit` stays light
+    "probe": "sweep",
+    "Lab": "lab",
+    "read": "read",
+    "read_log": "logs",
+    "read_bounces": "bounces",
+    "read_export": "exports",
+    "outcomes": "outcomes",
+    "block_rates": "rates",
+    "bounce_rates": "rates",
+    "funnel": "rates",
+    "egress": "egress",
+    "choose_port": "rules",
+    "Advice": "rules",
+    "plot_block_rates": "plots",
+    "plot_funnel": "plots",
+    "plot_bounce_reasons": "plots",
+    "plot_timeline": "plots",
+    "explore_rates": "widgets",
+    "report": "report",
+    "DeliverkitError": "errors",
+    "FormatError": "errors",
+    "SchemaError": "errors",
+    "FactsError": "errors",
+    "TargetError": "errors",
+}
+
+__all__ = ["PORTS", "__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'deliverkit' has no attribute {name!r}")
+    return getattr(import_module(f"deliverkit.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,219 @@
+"""What a row means: category, kind, blocked, blocked_by, and the rule that said so.
+
+Rules are rows of `deliverkit/facts`, asked in this order; the first that fits decides and leaves its id:
+outcome passed; hints of the reader that settle it; what a probe found; words of the far end (its
+operator's own rules first); other hints; its reply codes, again the operator's meaning first.
+Text comes before code because the code lies more often (550 5.1.1 for "too many recipients").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from deliverkit import facts
+from deliverkit.schema import ATTEMPTS, Frame
+
+_TEXT_LIMIT = 2000  # characters of a reply that are looked at
+_KEYS = ("outcome", "hint", "verdict", "failure", "operator", "step", "reply_code", "status_code", "text")
+_DECIDED = ("step", "category", "kind", "blocked", "blocked_by", "rule")
+
+
+class _Rule(NamedTuple):
+    """A row of a facts table, with the category's defaults filled in."""
+
+    id: str
+    category: str
+    kind: str
+    blocked: bool | None
+    blocked_by: str | None
+    step: str | None
+
+
+def classify(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, frame: Frame = ATTEMPTS) -> pd.DataFrame:
+    """Build the frame and decide what each row means.
+
+    `rows` are those of `frame`, as mappings or as a frame, with an optional `hint` beside its columns: a
+    word for what only the reader knows (facts/hints.csv). Fills `operator`, `step` (both where missing),
+    `category`, `kind`, `blocked`, `blocked_by` and `rule`; `text` is cut at 2,000 characters.
+    Raises SchemaError for an unknown column.
+    """
+    data = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame.from_records(list(rows))
+    made = frame.build(data.drop(columns=["hint"], errors="ignore"))
+    if made.empty:
+        return made
+    made["text"] = made["text"].str.slice(0, _TEXT_LIMIT)
+    made["operator"] = made["operator"].fillna(_operators(made))
+    keys = pd.DataFrame(index=made.index)
+    for name in _KEYS:
+        values = data[name].reset_index(drop=True) if name == "hint" and name in data else made.get(name)
+        keys[name] = "" if values is None else values.astype("string").fillna("")
+    keys.loc[keys["outcome"] == "passed", "text"] = ""  # thanks and queue ids: nothing to be learnt
+    group = keys.groupby(list(_KEYS), sort=False).ngroup()
+    decided = [_decide(*key) for key in keys[~group.duplicated()].itertuples(index=False, name=None)]
+    words = pd.DataFrame.from_records(decided, columns=list(_DECIDED)).take(group.to_numpy())
+    for name in _DECIDED:
+        made[name] = words[name].array
+    return frame.build(_refused(made))
+
+
+def _decide(outcome: str, hint: str, verdict: str, failure: str, operator: str, step: str,
+            reply_code: str, status_code: str, text: str) -> tuple[Any, ...]:  # fmt: skip
+    rule = None
+    settled = _table("hints").get((hint, "true"))
+    if settled is not None:
+        rule = settled
+    elif verdict:
+        rule = _probe_rule(verdict, failure, operator, text)
+    elif outcome == "passed":
+        rule = _rule("outcome:passed", {"category": "not_a_failure"})
+    else:
+        rule = (
+            match_text(text, operator)
+            or _table("hints").get((hint, "false"))
+            or _by_code(operator, reply_code, status_code)
+        )
+    rule = rule or _rule("default:unknown", {"category": "unknown"})
+    step = step or rule.step or ("inbox" if rule.id == "outcome:passed" else "")
+    blocked, by = rule.blocked, rule.blocked_by
+    if rule.category == "connection" and step in ("relay", "inbox"):
+        blocked, by = False, None  # the session was up: no door was shut
+    return step or None, rule.category, rule.kind, blocked, by, rule.id
+
+
+def match_text(text: str, operator: str = "") -> _Rule | None:
+    """The first pattern that fits the words of a reply, the operator's own patterns first."""
+    plain = " ".join(text.lower().split())
+    return _match(plain, operator) if plain else None
+
+
+@lru_cache(maxsize=65536)
+def _match(plain: str, operator: str) -> _Rule | None:
+    for provider in (operator, "any") if operator else ("any",):
+        for pattern, rule in _patterns().get(provider, ()):
+            if pattern.search(plain):
+                return rule
+    return None
+
+
+def _probe_rule(verdict: str, failure: str, operator: str, text: str) -> _Rule | None:
+    """A probe's failure decides; only where a server refused do its words say more."""
+    said = match_text(text, operator) if verdict in ("rejected", "deferred") else None
+    if said and said.category in ("reputation_block", "rate_limited", "relay_or_login", "tls"):
+        return said
+    found = _table("probe_failures")
+    return found.get((verdict, failure)) or found.get((verdict, ""))
+
+
+@cache
+def _by_code(operator: str, reply_code: str, status_code: str) -> _Rule | None:
+    codes = _table("reply_codes")
+    for code in ((reply_code, status_code), ("", status_code)):
+        if status_code and (operator, *code) in codes:
+            return codes[(operator, *code)]
+    general = _table("status_codes")
+    _, _, detail = status_code.partition(".")
+    subject = detail.partition(".")[0]
+    for key in ((f"x.{detail}", ""), ("", reply_code), (f"x.{subject}.x", "")):
+        if any(key) and detail != "0.0" and key in general:
+            return general[key]
+    return general.get(("", reply_code)) if reply_code else None
+
+
+@cache
+def _categories() -> dict[str, dict[str, Any]]:
+    return {row["category"]: row for row in _records("categories")}
+
+
+def _records(name: str) -> list[dict[str, Any]]:
+    """A facts table as mappings; empty cells are None."""
+    table = facts.table(name).astype(object)
+    return [{str(k): v for k, v in r.items()} for r in table.where(table.notna(), None).to_dict("records")]
+
+
+def _rule(id: str, row: Mapping[str, Any]) -> _Rule:
+    base = _categories()[row["category"]]
+    blocked = row.get("blocked") or base["blocked"]
+    by = row.get("blocked_by") or base["blocked_by"]
+    return _Rule(
+        id,
+        row["category"],
+        row.get("kind") or base["kind"],
+        None if blocked is None else blocked == "true",
+        by if blocked == "true" else None,
+        row.get("step") or base["step"],
+    )
+
+
+@cache
+def _patterns() -> dict[str, list[tuple[re.Pattern[str], _Rule]]]:
+    made: dict[str, list[tuple[re.Pattern[str], _Rule]]] = {}
+    for row in _records("bounce_patterns"):
+        made.setdefault(row["provider"], []).append((re.compile(row["pattern"]), _rule(row["id"], row)))
+    return made
+
+
+_TABLES = {  # facts table -> the word its rule ids begin with, and its key columns
+    "hints": ("hint", ("hint", "first")),
+    "probe_failures": ("probe", ("verdict", "failure")),
+    "status_codes": ("code", ("status_code", "reply_code")),
+    "reply_codes": ("code", ("provider", "code", "enhanced")),
+}
+
+
+@cache
+def _table(name: str) -> dict[tuple[str, ...], _Rule]:
+    """The rules of a facts table by its key columns."""
+    prefix, columns = _TABLES[name]
+    words = {w: c for c, row in _categories().items() for w in (row["code_words"] or "").split("|") if w}
+    made = {}
+    for row in _records(name):
+        key = tuple(row[column] or "" for column in columns)
+        if name == "reply_codes":  # what one operator means by a code; the general meanings are status_codes
+            if key[0] in ("any", "IANA registry") or not key[2]:
+                continue
+            key = (key[0].split()[0].lower(), *key[1:])
+            row = {"category": words[row["category"].split("|")[0]]}
+        made[key] = _rule(
+            ":".join((prefix, *filter(None, (k for k in key if k not in ("true", "false"))))), row
+        )
+    return made
+
+
+def _operators(made: pd.DataFrame) -> pd.Series[Any]:
+    """Who runs the far end: by the host's name, else by the recipient's domain."""
+    domains = dict(zip(facts.table("operators")["domain"], facts.table("operators")["operator"], strict=True))
+
+    @cache
+    def operator(name: str) -> str | None:
+        labels = name.lower().rstrip(".").split(".")
+        return next((domains[d] for i in range(len(labels)) if (d := ".".join(labels[i:])) in domains), None)
+
+    names = made["host"].fillna(made["recipient"].str.replace(r".*@", "", regex=True))
+    return names.map(operator, na_action="ignore").astype("string")
+
+
+def _refused(made: pd.DataFrame) -> pd.DataFrame:
+    """Lay a refused connection at the server's door where the rest of the frame says so.
+
+    A refusal alone looks the same from a closed server and from a filter. It is the server's where another
+    port of that host, or another host on that port, answered from the same network, and not the server's
+    where three or more hosts were tried on the port and none answered.
+    """
+    refused = made["text"].str.contains("onnection refused", regex=False).fillna(False)
+    if "failure" in made:
+        refused |= made["failure"].eq("tcp_refused").fillna(False)
+    refused &= made["category"].eq("connection") & made["host"].notna() & made["port"].notna()
+    if not refused.any():
+        return made
+    up = made["step"].notna() & made["step"].ne("connect") & made["attempted"].fillna(True)
+    near = made["vantage"].fillna("")
+    host_up = up.groupby([near, made["host"]]).transform("any")
+    port_up = up.groupby([near, made["port"]]).transform("any")
+    tried = made["host"].groupby([near, made["port"]]).transform("nunique")
+    made.loc[refused & (port_up | (host_up & (tried < 3))), "blocked_by"] = "server"
+    return made

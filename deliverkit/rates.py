@@ -1,0 +1,160 @@
+"""How often attempts are blocked, messages bounce and steps are passed, each with its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from deliverkit import facts
+from deliverkit.errors import SchemaError
+from deliverkit.schema import ATTEMPTS, BOUNCES, FUNNEL, OUTCOMES, RATES, STEPS, Frame
+
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+_PERIODS = {"hour": "h", "day": "D", "week": "W", "month": "M"}
+_WORDS = {"as_expected": "as expected", "too_few": "too few to say", "higher": "higher", "lower": "lower"}
+_WHO = ("network", "server", "policy")
+
+
+def wilson(hits: Any, total: Any) -> tuple[Any, Any]:
+    """Wilson's 95 % score interval of hits / total (doi:10.1080/01621459.1927.10502953); missing for 0."""
+    k, n = np.asarray(hits, dtype=float), np.asarray(total, dtype=float)
+    n = np.where(n > 0, n, np.nan)
+    middle = (k + _Z**2 / 2) / (n + _Z**2)
+    half = _Z / (n + _Z**2) * np.sqrt(k * (n - k) / n + _Z**2 / 4)
+    low, high = np.where(k == 0, 0.0, middle - half), np.where(k == n, 1.0, middle + half)
+    return np.where(np.isnan(n), np.nan, low), np.where(np.isnan(n), np.nan, high)
+
+
+def _keys(by: str | Sequence[str] | None, frame: Frame) -> list[str]:
+    keys = [] if by is None else [by] if isinstance(by, str) else list(by)
+    if clash := set(keys) & set(frame.names):
+        raise SchemaError(f"{frame.name}: cannot group by {sorted(clash)[0]!r}, it is a column of the result")
+    return keys
+
+
+def _tried(attempts: pd.DataFrame, keys: list[str], needs: list[str]) -> pd.DataFrame:
+    """The rows that count, with the keys made; rows without a port go if the port is a key."""
+    columns = getattr(attempts, "columns", ())
+    periods = [key for key in keys if key in _PERIODS and key not in columns]
+    wanted = [key for key in keys if key not in periods] + needs + ["time"] * bool(periods)
+    ATTEMPTS.check(attempts, wanted)
+    optional = [name for name in ("blocked_by", "attempted") if name in attempts and name not in wanted]
+    data = attempts[list(dict.fromkeys(wanted + optional))]
+    if "attempted" in data:
+        data = data[data["attempted"].astype("boolean").fillna(True).astype(bool)]
+    if periods:
+        time = pd.to_datetime(data["time"], utc=True)
+        naive = time.dt.tz_localize(None)
+        starts = {p: naive.dt.to_period(_PERIODS[p]).dt.start_time.dt.tz_localize("UTC") for p in periods}
+        data = data.assign(**starts)
+    return data.dropna(subset=["port"]) if "port" in keys else data
+
+
+def _sums(data: pd.DataFrame, keys: list[str], flags: dict[str, Any]) -> pd.DataFrame:
+    """Per group the number of rows for which each flag holds; without keys one row."""
+    counted = data[keys].assign(**{name: np.asarray(flag, dtype="int64") for name, flag in flags.items()})
+    if not keys:
+        return counted.sum().to_frame().T
+    return counted.groupby(keys, dropna=False, observed=True)[list(flags)].sum().reset_index()
+
+
+def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.DataFrame:
+    """Share of attempts that were blocked, per group, with its uncertainty: a `RATES` frame.
+
+    `by` is a column or several; `hour`, `day`, `week` (from Monday) and `month` are made from `time`
+    in UTC. Needs `blocked` and the keys. Left out: rows that are not `attempted`, rows without a port
+    if the port is a key, rows with `blocked` missing (their number is in `attrs["unknown"]`). For other
+    keys a missing value is a group. Shares run from 0 to 1. Raises SchemaError if a column is missing.
+
+    `verdict` compares the whole interval, not the rate, with one cut (facts: thresholds, block_rate_cut).
+    >>> tried = pd.DataFrame({"port": [25, 25, 587], "blocked": [True, True, False]})
+    >>> block_rates(tried)[["port", "rate", "low", "high"]].round(2)
+       port  rate   low  high
+    0    25   1.0  0.34   1.0
+    1   587   0.0   0.0  0.79
+    """
+    keys = _keys(by, RATES)
+    data = _tried(attempts, keys, ["blocked"])
+    unknown = int(data["blocked"].isna().sum())
+    data = data.dropna(subset=["blocked"])
+    blocked = data["blocked"].astype(bool)
+    flags: dict[str, Any] = {"attempts": np.ones(len(data)), "blocked": blocked}
+    if "blocked_by" in data:
+        who = data["blocked_by"].astype("string")
+        flags |= {f"by_{w}": blocked & who.eq(w).fillna(False) for w in _WHO}
+    made = _sums(data, keys, flags)
+    made = made[made["attempts"] > 0]
+    low, high = wilson(made["blocked"], made["attempts"])
+    made = made.assign(rate=made["blocked"] / made["attempts"], low=low, high=high)
+    if "port" in keys:
+        items = facts.tables("guide")["item"]
+        known = {i["port"]: i["expected_block_rate"] for i in items if "expected_block_rate" in i}
+        made["expected"] = made["port"].map(known)
+        cut = float(facts.table("thresholds").set_index("metric")["value"]["block_rate_cut"])
+        rise, fall = made["low"] > cut, made["high"] < cut
+        low_, high_ = made["expected"].eq("low"), made["expected"].eq("high")
+        cases = [(low_ & fall) | (high_ & rise), low_ & rise, high_ & fall, low_ | high_]
+        words = np.select(cases, ["as_expected", "higher", "lower", "too_few"], "")
+        made["verdict"] = pd.Series(np.where(words == "", None, words), made.index, dtype=object)
+    result = RATES.build(made)
+    result.attrs["unknown"] = unknown
+    return result
+
+
+def bounce_rates(frame: pd.DataFrame, by: str | Sequence[str] | None = None) -> pd.DataFrame:
+    """Share of recipients that refused the message, per group: a `BOUNCES` frame, one row if `by` is None.
+
+    Takes an `OUTCOMES` frame, or `ATTEMPTS` and makes the outcomes first. The rate is bounced / (sent +
+    bounced); expired and open recipients stand beside it. Without either it is missing.
+    """
+    from deliverkit.outcomes import outcomes
+
+    keys = _keys(by, BOUNCES)
+    data = OUTCOMES.check(frame if "final" in frame else outcomes(frame), [*keys, "final"])
+    ends = ("sent", "bounced", "expired", "open")
+    made = _sums(data, keys, {word: data["final"].eq(word).fillna(False) for word in ends})
+    total = made["sent"] + made["bounced"]
+    low, high = wilson(made["bounced"], total)
+    return BOUNCES.build(made.assign(rate=made["bounced"] / total.where(total > 0), low=low, high=high))
+
+
+def funnel(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.DataFrame:
+    """How many attempts reached and passed each step of the guide: a `FUNNEL` frame, 5 rows a group.
+
+    Needs `step`, `outcome` and the keys. Left out: rows not attempted, without a step, and without a port
+    if the port is a key. An attempt reached its `step` and all before; it passed its last if it `passed`.
+    """
+    keys = _keys(by, FUNNEL)
+    data = _tried(attempts, keys, ["step", "outcome"])
+    data = data[data["step"].isin(STEPS)]
+    ended = data["step"].astype("string").map({step: i for i, step in enumerate(STEPS)}).astype("int64")
+    passed = ended + data["outcome"].eq("passed").fillna(False).astype("int64")
+    parts = []
+    for i, step in enumerate(STEPS):
+        sums = _sums(data, keys, {"reached": ended >= i, "passed": passed > i})
+        low, high = wilson(sums["passed"], sums["reached"])
+        share = sums["passed"] / sums["reached"].where(sums["reached"] > 0)
+        parts.append(sums.assign(step=step, share=share, low=low, high=high))
+    return FUNNEL.build(pd.concat(parts).sort_index(kind="stable"))
+
+
+def show_rates(rates: pd.DataFrame) -> str:
+    """The rates as lines for a terminal: group, count, interval, bar, who blocked, verdict."""
+    keys = [str(name) for name in RATES.check(rates).columns if name not in RATES.names]
+    lines = []
+    for row in rates.to_dict("records"):
+        bar = ("█" * round(row["rate"] * 20)).ljust(20, "·")
+        interval = f"{100 * row['low']:.0f}-{100 * row['high']:.0f} %"
+        counts = f"{row['blocked']} of {row['attempts']} blocked ({interval})"
+        who = [f"{w} {row[f'by_{w}']}" for w in _WHO if pd.notna(row[f"by_{w}"])]
+        said = (
+            ""
+            if pd.isna(row["expected"])
+            else f"expected {row['expected']}: {_WORDS.get(row['verdict'], row['verdict'])}"
+        )
+        group = ", ".join(f"{key} {row[key]}" for key in keys)
+        lines.append("  ".join(filter(None, [group, bar, counts, ", ".join(who), said])))
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""Bars with intervals as an SVG text, and their table twin: for widgets and the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+PALETTE = {25: "#D55E00", 465: "#0072B2", 587: "#009E73", 2525: "#CC79A7"}  # Okabe-Ito, 3:1 on light and dark
+OTHER = "#6b7280"
+_SHARES = ("rate", "low", "high", "share", "confidence")
+
+
+def colour(port: Any) -> str:
+    return OTHER if pd.isna(port) else PALETTE.get(port, OTHER)
+
+
+def text(value: Any, name: str = "") -> str:
+    """The value as a person reads it, not escaped: shares as percent, missing as a dash."""
+    if pd.isna(value):
+        return "–"
+    if name in _SHARES:
+        return f"{value:.0%}".replace("%", " %")
+    if isinstance(value, pd.Timestamp):
+        return f"{value:%Y-%m-%d}" if value == value.normalize() else f"{value:%Y-%m-%d %H:%M}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _count(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    for hits, total in (("blocked", "attempts"), ("passed", "reached")):
+        if total in row:
+            return row[hits], row[total]
+    return row["bounced"], row["sent"] + row["bounced"]
+
+
+def bars(rates: pd.DataFrame, *, title: str, key: str | Sequence[str] = "port") -> str:
+    """One bar with its 95 % interval per row of a `RATES`, `BOUNCES` or `FUNNEL` frame.
+
+    Value, interval and count are printed at each bar; a verdict `too_few` has a hollow dot.
+    Everything from the frame is escaped; text takes the colour of the page.
+    """
+    keys = [key] if isinstance(key, str) else list(key)
+    parts, said = [], []
+    for i, row in enumerate(rates.to_dict("records")):
+        top = 12 + 46 * i
+        label = ", ".join(f"{k} {text(row[k])}" if k == "port" else text(row[k]) for k in keys) or "all"
+        value = "share" if "share" in row else "rate"
+        hits, total = _count(row)
+        counts = f"{hits} of {total} ({text(row['low'], 'low')} to {text(row['high'], 'high')})"
+        said.append(f"{label}: {text(row[value], value)}, {counts}")
+        short = label if len(label) <= 25 else label[:24] + "…"
+        parts.append(
+            f'<text x="4" y="{top + 12}">{escape(short)}</text><text x="356" y="{top + 12}" '
+            f'text-anchor="end"><tspan font-weight="700">{text(row[value], value)}</tspan> · {counts}</text>'
+            f'<rect x="10" y="{top + 20}" width="340" height="12" fill="currentColor" fill-opacity="0.08"/>'
+        )
+        if pd.isna(row[value]):
+            continue
+        at, low, high = (round(10 + 340 * float(row[n]), 1) for n in (value, "low", "high"))
+        paint, y = colour(row.get("port", pd.NA)), top + 26
+        verdict = row.get("verdict")
+        fill = "none" if isinstance(verdict, str) and verdict == "too_few" else paint
+        parts.append(
+            f'<rect x="10" y="{top + 20}" width="{at - 10:.1f}" height="12" fill="{paint}" opacity="0.35"/>'
+            f'<path d="M{low} {y}H{high}M{low} {y - 6}v12M{high} {y - 6}v12" stroke="{paint}" '
+            f'stroke-width="2" fill="none"/><circle cx="{at}" cy="{y}" r="5" fill="{fill}" stroke="{paint}" '
+            f'stroke-width="2"/>'
+        )
+    drawn = "".join(parts) or '<text x="4" y="24">no attempts</text>'
+    height = 12 + 46 * max(len(rates), 1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 360 {height}" width="560" '
+        f'style="max-width:100%;height:auto" font-family="sans-serif" font-size="12" fill="currentColor">'
+        f"<title>{escape(title)}</title><desc>{escape('; '.join(said) or 'no attempts')}</desc>"
+        f"{drawn}</svg>"
+    )
+
+
+def table(frame: pd.DataFrame, *, caption: str, columns: Mapping[str, str] | None = None) -> str:
+    """The frame as an HTML table; `columns` picks columns and gives their headings."""
+    names = columns or {str(name): str(name) for name in frame.columns}
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in names.values())
+    body = []
+    for row in frame.to_dict("records"):
+        first, *rest = (escape(text(row[name], name)) for name in names)
+        body.append(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>')
+    top = f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+    return f"{top}<tbody>{''.join(body)}</tbody></table>"
