@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -21,12 +23,13 @@ _WHERE = {  # public name -> module; imported on first use, so that `import deli
     "read_bounces": "bounces",
     "read_export": "exports",
     "outcomes": "outcomes",
+    "label": "outcomes",
     "block_rates": "rates",
     "bounce_rates": "rates",
     "funnel": "rates",
     "egress": "egress",
     "choose_port": "rules",
-    "Advice": "rules",
+    "Advice": "advice",
     "plot_block_rates": "plots",
     "plot_funnel": "plots",
     "plot_bounce_reasons": "plots",
@@ -47,6 +50,17 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'deliverkit' has no attribute {name!r}")
     return getattr(import_module(f"deliverkit.{_WHERE[name]}"), name)
+
+
+class _Package(ModuleType):
+    """Keeps `dk.read` the function: importing the module of that name would put the module in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -20,6 +20,7 @@ from deliverkit.schema import ATTEMPTS, Frame
 
 _TEXT_LIMIT = 2000  # characters of a reply that are looked at
 _KEYS = ("outcome", "hint", "verdict", "failure", "operator", "step", "reply_code", "status_code", "text")
+_ADDRESS = re.compile(r"[^\s<>@]{1,64}@[^\s<>@,;:)]{1,255}")
 _DECIDED = ("step", "category", "kind", "blocked", "blocked_by", "rule")
 
 
@@ -72,11 +73,10 @@ def _decide(outcome: str, hint: str, verdict: str, failure: str, operator: str, 
     elif outcome == "passed":
         rule = _rule("outcome:passed", {"category": "not_a_failure"})
     else:
-        rule = (
-            match_text(text, operator)
-            or _table("hints").get((hint, "false"))
-            or _by_code(operator, reply_code, status_code)
-        )
+        said, hints = match_text(text, operator), _table("hints")
+        if said and said.id.startswith("text:no-answer"):  # silence until the end is what expired means
+            said = hints.get((hint, "false")) or hints.get((hint, "silent")) or said
+        rule = said or hints.get((hint, "false")) or _by_code(operator, reply_code, status_code)
     rule = rule or _rule("default:unknown", {"category": "unknown"})
     step = step or rule.step or ("inbox" if rule.id == "outcome:passed" else "")
     blocked, by = rule.blocked, rule.blocked_by
@@ -87,7 +87,7 @@ def _decide(outcome: str, hint: str, verdict: str, failure: str, operator: str, 
 
 def match_text(text: str, operator: str = "") -> _Rule | None:
     """The first pattern that fits the words of a reply, the operator's own patterns first."""
-    plain = " ".join(text.lower().split())
+    plain = _ADDRESS.sub("@", " ".join(text.lower().split()))  # whose address says nothing
     return _match(plain, operator) if plain else None
 
 
@@ -178,9 +178,7 @@ def _table(name: str) -> dict[tuple[str, ...], _Rule]:
                 continue
             key = (key[0].split()[0].lower(), *key[1:])
             row = {"category": words[row["category"].split("|")[0]]}
-        made[key] = _rule(
-            ":".join((prefix, *filter(None, (k for k in key if k not in ("true", "false"))))), row
-        )
+        made[key] = _rule(":".join((prefix, *filter(None, (k for k in key if k not in ("true", "false"))))), row)
     return made
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deliverkit import facts
+from deliverkit import facts, svg
 from deliverkit.errors import SchemaError
 from deliverkit.schema import ATTEMPTS, BOUNCES, FUNNEL, OUTCOMES, RATES, STEPS, Frame
 
@@ -16,6 +16,12 @@ _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _PERIODS = {"hour": "h", "day": "D", "week": "W", "month": "M"}
 _WORDS = {"as_expected": "as expected", "too_few": "too few to say", "higher": "higher", "lower": "lower"}
 _WHO = ("network", "server", "policy")
+_SHOWN = 60  # groups that a page can hold
+HEADINGS = {  # columns of a rates table as people see it
+    "attempts": "attempts", "blocked": "blocked", "rate": "rate", "low": "from", "high": "to",
+    "by_network": "by network", "by_server": "by server", "by_policy": "by policy",
+    "expected": "expected", "verdict": "verdict",
+}  # fmt: skip
 
 
 def wilson(hits: Any, total: Any) -> tuple[Any, Any]:
@@ -69,7 +75,9 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
     if the port is a key, rows with `blocked` missing (their number is in `attrs["unknown"]`). For other
     keys a missing value is a group. Shares run from 0 to 1. Raises SchemaError if a column is missing.
 
-    `verdict` compares the whole interval, not the rate, with one cut (facts: thresholds, block_rate_cut).
+    `verdict` compares the whole interval, not the rate, with one cut (facts: thresholds, block_rate_cut);
+    with fewer than five attempts (block_rate_fewest) it is `too_few`. Shown in a notebook as chart and
+    table, in a terminal as lines; anything made from the frame is a plain frame again.
     >>> tried = pd.DataFrame({"port": [25, 25, 587], "blocked": [True, True, False]})
     >>> block_rates(tried)[["port", "rate", "low", "high"]].round(2)
        port  rate   low  high
@@ -93,13 +101,15 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
         items = facts.tables("guide")["item"]
         known = {i["port"]: i["expected_block_rate"] for i in items if "expected_block_rate" in i}
         made["expected"] = made["port"].map(known)
-        cut = float(facts.table("thresholds").set_index("metric")["value"]["block_rate_cut"])
-        rise, fall = made["low"] > cut, made["high"] < cut
+        limits = facts.table("thresholds").set_index("metric")["value"]
+        cut, fewest = float(limits["block_rate_cut"]), int(limits["block_rate_fewest"])
+        enough = made["attempts"] >= fewest
+        rise, fall = enough & (made["low"] > cut), enough & (made["high"] < cut)
         low_, high_ = made["expected"].eq("low"), made["expected"].eq("high")
         cases = [(low_ & fall) | (high_ & rise), low_ & rise, high_ & fall, low_ | high_]
         words = np.select(cases, ["as_expected", "higher", "lower", "too_few"], "")
-        made["verdict"] = pd.Series(np.where(words == "", None, words), made.index, dtype=object)
-    result = RATES.build(made)
+        made["verdict"] = pd.array([word or None for word in words.tolist()], dtype="string")
+    result = Rates(RATES.build(made))
     result.attrs["unknown"] = unknown
     return result
 
@@ -142,19 +152,34 @@ def funnel(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.DataF
 
 
 def show_rates(rates: pd.DataFrame) -> str:
-    """The rates as lines for a terminal: group, count, interval, bar, who blocked, verdict."""
+    """The rates as lines for a terminal: group, bar, count, interval, who blocked, verdict."""
     keys = [str(name) for name in RATES.check(rates).columns if name not in RATES.names]
     lines = []
     for row in rates.to_dict("records"):
+        group = ", ".join(f"{key} {svg.text(row[key])}" for key in keys) or "all"
         bar = ("█" * round(row["rate"] * 20)).ljust(20, "·")
         interval = f"{100 * row['low']:.0f}-{100 * row['high']:.0f} %"
+        who = [f"{w} {row[f'by_{w}']}" for w in _WHO if pd.notna(row[f"by_{w}"]) and row[f"by_{w}"]]
+        said = "" if pd.isna(row["expected"]) else f"expected {row['expected']}: {_WORDS[row['verdict']]}"
         counts = f"{row['blocked']} of {row['attempts']} blocked ({interval})"
-        who = [f"{w} {row[f'by_{w}']}" for w in _WHO if pd.notna(row[f"by_{w}"])]
-        said = (
-            ""
-            if pd.isna(row["expected"])
-            else f"expected {row['expected']}: {_WORDS.get(row['verdict'], row['verdict'])}"
-        )
-        group = ", ".join(f"{key} {row[key]}" for key in keys)
-        lines.append("  ".join(filter(None, [group, bar, counts, ", ".join(who), said])))
-    return "\n".join(lines)
+        lines.append((group, bar, counts, ", ".join(who), said))
+    wide = [max(len(line[i]) for line in lines) for i in range(5)] if lines else []
+    rows = ["  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=True)).rstrip() for line in lines]
+    return "\n".join(rows) or "no attempts"
+
+
+class Rates(pd.DataFrame):
+    """A `RATES` frame that shows itself as a chart with its table, or as lines in a terminal."""
+
+    def __repr__(self) -> str:
+        return show_rates(self) if set(RATES.names) <= set(self.columns) else super().__repr__()
+
+    def _repr_html_(self) -> str:
+        if not set(RATES.names) <= set(self.columns):
+            return pd.DataFrame(self).to_html(max_rows=_SHOWN)
+        keys = [str(name) for name in self.columns if name not in RATES.names]
+        title = f"Block rate by {' × '.join(keys)}" if keys else "Block rate"
+        shown = self.head(_SHOWN)
+        caption = f"{title}, 95 % Wilson intervals: {len(shown)} of {len(self)} groups"
+        headings = {**{key: key for key in keys}, **HEADINGS}
+        return svg.bars(shown, title=title, key=keys) + svg.table(shown, caption=caption, columns=headings)

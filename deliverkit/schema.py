@@ -71,9 +71,7 @@ class Frame:
         for column in self.columns:
             if column.name in df.columns and not _fits(df[column.name], column.dtype):
                 found = df[column.name].dtype
-                raise SchemaError(
-                    f"{self.name}: column {column.name!r} should be {column.dtype}, not {found}"
-                )
+                raise SchemaError(f"{self.name}: column {column.name!r} should be {column.dtype}, not {found}")
         return df
 
     def empty(self) -> pd.DataFrame:
@@ -93,7 +91,7 @@ def _cast(frame: str, column: Column, values: Any, length: int) -> Any:
     try:
         if column.dtype.startswith("datetime"):
             return pd.to_datetime(values, utc=True).astype(column.dtype)
-        if column.dtype == "string" and values.map(lambda v: isinstance(v, bytes | bytearray)).any():
+        if values.dtype == object and column.dtype == "string" and any(isinstance(v, bytes) for v in values):
             raise TypeError("it holds bytes, decode them first")
         if column.dtype == "boolean" and isinstance(values.dtype, pd.StringDtype):  # read back from CSV
             values = values.map(lambda word: {"True": True, "False": False}[word], na_action="ignore")
@@ -125,13 +123,7 @@ def _fits(values: pd.Series[Any], dtype: str) -> bool:
 
 def _columns(table: str) -> tuple[Column, ...]:
     """Read `name dtype meaning` lines; the short dtype words are those of `short`."""
-    short = {
-        "int": "Int64",
-        "float": "Float64",
-        "bool": "boolean",
-        "text": "string",
-        "time": "datetime64[us, UTC]",
-    }
+    short = {"int": "Int64", "float": "Float64", "bool": "boolean", "text": "string", "time": "datetime64[us, UTC]"}
     made = []
     for line in filter(None, map(str.strip, table.splitlines())):
         name, dtype, meaning = line.split(maxsplit=2)
@@ -331,8 +323,5 @@ ADVICE = Frame(
 """),
 )
 
-FRAMES = {
-    f.name: f
-    for f in (ATTEMPTS, PROBES, OUTCOMES, RATES, BOUNCES, FUNNEL, EGRESS, FORECAST, FINDINGS, ADVICE)
-}
+FRAMES = {f.name: f for f in (ATTEMPTS, PROBES, OUTCOMES, RATES, BOUNCES, FUNNEL, EGRESS, FORECAST, FINDINGS, ADVICE)}
 STEPS = ("connect", "rules", "encryption", "relay", "inbox")

@@ -18,12 +18,7 @@ def one(**row: object) -> dict[str, object]:
 
 def test_an_accepted_message_is_no_failure_and_not_blocked() -> None:
     row = one(outcome="passed", text="250 2.0.0 Ok: queued as 5X1")
-    assert (row["category"], row["kind"], row["blocked"], row["step"]) == (
-        "not_a_failure",
-        "none",
-        False,
-        "inbox",
-    )
+    assert (row["category"], row["kind"], row["blocked"], row["step"]) == ("not_a_failure", "none", False, "inbox")
 
 
 def test_words_decide_before_codes() -> None:
@@ -55,9 +50,19 @@ def test_a_settled_hint_wins_over_words() -> None:
 
 
 def test_a_hint_without_a_rule_changes_nothing() -> None:
-    assert (
-        one(outcome="failed", hint="never heard of", status_code="5.1.1")["category"] == "invalid_recipient"
-    )
+    assert one(outcome="failed", hint="never heard of", status_code="5.1.1")["category"] == "invalid_recipient"
+
+
+@pytest.mark.parametrize("hint", ["delayed", "expired", "final"])
+def test_silence_to_the_end_is_expired_and_an_answer_is_not(hint: str) -> None:
+    silence = "connect to mx.example[192.0.2.1]:25: Connection timed out"
+    assert one(outcome="failed", text=silence)["category"] == "connection"
+    assert one(outcome="failed", text=silence, hint=hint)["category"] == "expired"
+    assert one(outcome="failed", text="450 greylisted", hint=hint)["category"] == "rate_limited"
+
+
+def test_a_final_report_without_words_is_decided_by_its_code() -> None:
+    assert one(outcome="failed", hint="final", status_code="5.1.1")["rule"] == "code:x.1.1"
 
 
 def test_a_lost_session_after_rcpt_is_no_shut_door() -> None:
@@ -92,20 +97,14 @@ def test_a_refusal_with_another_door_open_is_the_server() -> None:
 def test_a_refusal_by_all_of_three_hosts_is_the_network() -> None:
     hosts = [f"{name}.example" for name in "abc"]
     frame = probes(
-        *({"host": h, "port": 587, **REFUSED} for h in hosts),
-        *({"host": h, "port": 465, **OPEN} for h in hosts),
+        *({"host": h, "port": 587, **REFUSED} for h in hosts), *({"host": h, "port": 465, **OPEN} for h in hosts)
     )
     assert frame["blocked_by"][:3].tolist() == ["network"] * 3
 
 
 def test_a_server_that_names_a_blocklist_is_a_policy() -> None:
     frame = probes(
-        {
-            "verdict": "rejected",
-            "failure": "smtp_5xx",
-            "reply_code": 554,
-            "text": "554 5.7.1 listed at dnsbl.example",
-        }
+        {"verdict": "rejected", "failure": "smtp_5xx", "reply_code": 554, "text": "554 5.7.1 listed at dnsbl.example"}
     )
     assert (frame["category"][0], frame["blocked_by"][0]) == ("reputation_block", "policy")
 
@@ -115,11 +114,7 @@ def test_every_rule_speaks_the_words_of_the_categories(table: str) -> None:
     rules = facts.table(table)
     known = facts.table("categories")
     assert set(rules["category"]) <= set(known["category"])
-    for name, words in (
-        ("step", STEPS),
-        ("blocked_by", ("network", "server", "policy")),
-        ("kind", set(known["kind"])),
-    ):
+    for name, words in (("step", STEPS), ("blocked_by", ("network", "server", "policy")), ("kind", set(known["kind"]))):
         if name in rules:
             assert set(rules[name].dropna()) <= set(words)
 
@@ -149,3 +144,15 @@ def test_a_column_nobody_knows_is_refused() -> None:
 
 def test_a_long_text_is_cut() -> None:
     assert len(one(outcome="failed", text="x" * 10_000)["text"]) == 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "blocked"),
+    [
+        ("connect to mx.example[192.0.2.1]:25: Connection timed out", True),
+        ("Host or domain name not found. Name service error for name=mx.example type=A: Host not found, try again", False),
+        ("mail for mx.example loops back to myself", False),
+    ],
+)
+def test_what_the_dns_or_a_loop_did_is_no_block(text: str, blocked: bool) -> None:
+    assert one(outcome="deferred", text=text)["blocked"] is blocked

@@ -16,9 +16,7 @@ def network(kind, *, q=0.1, seed=0, operators=6):
         operator = f"op{i % operators}"
         for port in (25, 587):
             lost = random.Random(f"{seed} {operator} {port}").random() < q
-            shut = kind == "offline" or (
-                port == 25 and (kind == "drop" or (kind == "half" and i % operators < 6))
-            )
+            shut = kind == "offline" or (port == 25 and (kind == "drop" or (kind == "half" and i % operators < 6)))
             verdict = "filtered" if shut or lost else "open"
             banner = "220 proxy" if kind == "intercepted" and port == 25 else f"220 mx{i}.{operator}.example"
             rows.append(

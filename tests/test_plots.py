@@ -26,8 +26,22 @@ def test_rows_not_attempted_never_count(tried):
     assert block_rates(tried)["attempts"].tolist() == [4, 30]
 
 
-def test_a_verdict_needs_the_whole_interval(tried):
-    assert block_rates(tried.iloc[[0, 8]])["verdict"].tolist() == ["as_expected", "too_few"]
+def test_a_verdict_needs_five_attempts_and_the_whole_interval(tried):
+    assert block_rates(tried)["verdict"].tolist() == ["as_expected", "as_expected"]
+    assert block_rates(tried.iloc[4:12])["verdict"].tolist() == ["too_few", "too_few"]
+    tried["blocked"] = ~tried["blocked"]
+    assert block_rates(tried)["verdict"].tolist() == ["lower", "higher"]
+    tried.loc[8:20, "blocked"] = False  # 17 of 30: the interval lies above the cut
+    assert block_rates(tried)["verdict"].tolist() == ["lower", "higher"]
+    tried.loc[8:26, "blocked"] = False  # 11 of 30: the interval holds the cut
+    assert block_rates(tried)["verdict"].tolist() == ["lower", "too_few"]
+
+
+def test_rates_show_themselves_and_are_plain_frames_otherwise(tried):
+    rates = block_rates(tried)
+    assert "8 of 8 blocked (68-100 %)" in repr(rates) and "<svg" in rates._repr_html_()
+    assert type(rates[["port", "rate"]]) is pd.DataFrame
+    pd.testing.assert_frame_equal(rates, pd.DataFrame(rates))
 
 
 def test_no_attempts_give_no_rows(tried):

@@ -49,9 +49,7 @@ def test_a_missing_column_is_named_with_those_there() -> None:
 
 
 def test_plain_pandas_types_are_good_enough() -> None:
-    plain = pd.DataFrame(
-        {"port": [25, 587], "blocked": [True, False], "text": ["a", None], "delay_s": [1, 2]}
-    )
+    plain = pd.DataFrame({"port": [25, 587], "blocked": [True, False], "text": ["a", None], "delay_s": [1, 2]})
     assert ATTEMPTS.check(plain, ["port", "blocked"]) is plain
 
 
@@ -72,10 +70,7 @@ def test_group_keys_stay_in_front() -> None:
 
 def test_a_frame_written_as_csv_comes_back_the_same(tmp_path) -> None:
     frame = ATTEMPTS.build(
-        [
-            {"port": 25, "blocked": True, "delay_s": 0.5, "time": "2026-03-01T10:00Z", "text": "héé"},
-            {"port": 587},
-        ]
+        [{"port": 25, "blocked": True, "delay_s": 0.5, "time": "2026-03-01T10:00Z", "text": "héé"}, {"port": 587}]
     )
     frame.to_csv(tmp_path / "a.csv", index=False)
     back = ATTEMPTS.build(pd.read_csv(tmp_path / "a.csv", dtype="string"))

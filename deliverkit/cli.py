@@ -1,0 +1,217 @@
+"""The command `deliverkit`: the same functions from a shell.
+
+Exit codes: 0 fine; 1 bad news (`probe`: a port is not open; `choose`: no port is left); 2 the input or the call
+is wrong; 3 something to install is missing; 130 interrupted. Frames come as a table, or as --json, --csv, --parquet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deliverkit import PORTS, __version__
+from deliverkit.errors import DeliverkitError, FormatError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PROBES = ["host", "port", "mode", "reached", "verdict", "failure", "tls_version", "total_s"]  # what fits a terminal
+_ATTEMPTS = ["time", "recipient", "host", "port", "outcome", "category", "blocked_by", "status_code", "text"]
+_ROWS, _WIDTH = 40, 48
+_QUESTION: dict[str, dict[str, Any]] = {  # what `choose` and `report` ask of choose_port
+    "--sending": {"default": "application", "help": "relay, client, website, application, legacy"},
+    "--policy": {"default": "guide", "help": "guide, standards or provider"},
+    "--provider": {"help": "name of your mail provider, SendGrid for one"},
+}
+
+
+def _shipped(name: str) -> Path:
+    """A folder that comes along: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / f"_{name}", package.parent / name):
+        if folder.is_dir():
+            return folder
+    raise FormatError(package.parent / name, f"the {name} folder is not there; use a clone or the wheel")
+
+
+def _plain(text: object) -> str:
+    """Text from outside, made safe for a terminal: control characters are shown, not obeyed."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text))
+
+
+def _read(paths: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    from deliverkit.read import read
+    from deliverkit.schema import ATTEMPTS
+
+    frames = [read(path) for path in paths]
+    return frames[0] if len(frames) == 1 else ATTEMPTS.build(pd.concat(f[ATTEMPTS.names] for f in frames))
+
+
+def _write(frame: pd.DataFrame, args: argparse.Namespace) -> int:
+    """Put out the frame in the form that was asked for."""
+    if args.parquet:
+        try:
+            frame.to_parquet(args.parquet, index=False)
+        except OSError as problem:
+            raise FormatError(args.parquet, f"cannot be written: {problem.strerror or problem}") from None
+    elif args.json:
+        print(frame.to_json(orient="records", date_format="iso", force_ascii=False))
+    elif args.csv:
+        frame.to_csv(sys.stdout, index=False)
+    elif "outcome" in frame:
+        brief = frame[_PROBES if "verdict" in frame else _ATTEMPTS].head(_ROWS).copy()
+        for name in brief.columns[brief.dtypes == "string"]:
+            brief[name] = brief[name].map(lambda s: _plain(s.replace("\n", " "))[:_WIDTH], "ignore")
+        print(brief.to_string(index=False, na_rep="–"))
+        if len(frame) > _ROWS:
+            print(f"… {len(frame) - _ROWS} rows more; --csv, --json or --parquet FILE gives all rows and columns")
+    else:
+        print(_plain(repr(frame)))
+    return 0
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from deliverkit.sweep import probe
+
+    asked = {"vantage": args.vantage, "connect_to": args.connect_to, "timeout": args.timeout}
+    pace = None if args.no_pace else "polite"
+    frame = probe(args.hosts, args.ports, pace=pace, ehlo_name=args.ehlo_name, **asked)
+    _write(frame, args)
+    return 0 if frame["verdict"].str.startswith("open").all() else 1
+
+
+def _rates(args: argparse.Namespace) -> int:
+    from deliverkit.rates import block_rates
+
+    return _write(block_rates(_read(args.paths), args.by.split(",")), args)
+
+
+def _choose(args: argparse.Namespace) -> int:
+    from deliverkit.rules import choose_port
+
+    asked = {"provider": args.provider, "network": args.network, "security": args.security}
+    evidence = _read(args.evidence) if args.evidence else None
+    advice = choose_port(args.sending, args.policy, evidence=evidence, **asked)
+    print(json.dumps(advice.to_dict(), indent=2) if args.json else _plain(advice))
+    return 0 if advice.port else 1
+
+
+def _report(args: argparse.Namespace) -> int:
+    from deliverkit.report import report
+
+    asked = {"sending": args.sending, "policy": args.policy, "provider": args.provider}
+    made = report(_read(args.paths), title=args.title, mask_recipients=not args.show_recipients, **asked)
+    print(made.save(args.output))
+    return 0
+
+
+def _notebooks(args: argparse.Namespace) -> int:
+    import shutil
+    import subprocess
+    from importlib.util import find_spec
+
+    if find_spec("jupyterlab") is None:
+        print('deliverkit: JupyterLab is missing: python -m pip install "deliverkit[notebooks]"', file=sys.stderr)
+        return 3
+    folder = _shipped("notebooks")
+    if folder.name.startswith("_"):  # an installed wheel: work on a copy, with the data the notebooks open
+        for name in ("notebooks", "data"):
+            if not (Path(args.folder) / name).exists():
+                shutil.copytree(_shipped(name), Path(args.folder) / name)
+        folder = Path(args.folder) / "notebooks"
+    command = [sys.executable, "-m", "jupyterlab", str(folder)]
+    return subprocess.run(command + ["--no-browser"] * args.no_browser, check=False).returncode
+
+
+def _tour(args: argparse.Namespace) -> int:
+    from deliverkit.tour import tour
+
+    return tour(Path(args.output), _shipped("data"))
+
+
+def _ports(word: str) -> list[int]:
+    try:
+        return [int(port) for port in word.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a list of ports such as 25,465,587") from None
+
+
+def _timeout(word: str) -> str | float:
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
+def _parser() -> argparse.ArgumentParser:
+    says = "Did our mail leave, did it arrive, and is the port to blame?"
+    main = argparse.ArgumentParser(prog="deliverkit", description=says)
+    main.add_argument("--version", action="version", version=f"deliverkit {__version__}")
+    verbs = main.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    def verb(name: str, run: Any, says: str, *, paths: bool = False, frame: bool = False) -> Any:
+        made = verbs.add_parser(name, help=says, description=says)
+        made.set_defaults(run=run)
+        if paths:
+            made.add_argument("paths", nargs="+", metavar="PATH", help="logs, bounces, exports, frames")
+        if frame:
+            forms = made.add_mutually_exclusive_group()
+            forms.add_argument("--json", action="store_true", help="print JSON records")
+            forms.add_argument("--csv", action="store_true", help="print CSV")
+            forms.add_argument("--parquet", metavar="FILE", help="write a Parquet file")
+        for flag, options in _QUESTION.items() if run in (_choose, _report) else ():
+            made.add_argument(flag, **options)
+        if run in (_tour, _report):
+            made.add_argument("-o", "--output", default="report.html", metavar="FILE")
+        return made.add_argument
+
+    verb("tour", _tour, "the whole thing on a loopback network and sample data; writes a report")
+    add = verb("probe", _probe, "try the SMTP ports of hosts", frame=True)
+    add("hosts", nargs="+", help="host names or addresses, host:port for a single port")
+    add("--ports", type=_ports, default=list(PORTS), help="default: 25,465,587,2525")
+    add("--vantage", help="name of the network you are in")
+    add("--timeout", type=_timeout, default="standard", help="seconds, or quick, standard, patient")
+    add("--connect-to", action="append", metavar="HOST:PORT:ADDRESS:PORT", help="as curl has it")
+    add("--no-pace", action="store_true", help="no polite pauses, for servers of your own")
+    add("--ehlo-name", help="name given in EHLO")
+    verb("read", lambda a: _write(_read(a.paths), a), "read what is there as a frame", paths=True, frame=True)
+    add = verb("rates", _rates, "block rates of what was read", paths=True, frame=True)
+    add("--by", default="port", help="columns, comma separated; also hour, day, week, month")
+    add = verb("choose", _choose, "the port to use, and why")
+    add("--network", help="name of the network you send from, Hetzner Cloud for one")
+    add("--security", help="implicit or starttls, if your software can do only that")
+    add("--evidence", action="append", metavar="PATH", help="probes or logs to rest on")
+    add("--json", action="store_true", help="print JSON")
+    add = verb("report", _report, "write a report for people who were not there", paths=True)
+    add("--title", default="Did our mail leave, and did it arrive?")
+    add("--show-recipients", action="store_true", help="do not mask the recipients")
+    add = verb("notebooks", _notebooks, "open the notebooks in JupyterLab")
+    add("--folder", default="deliverkit-notebooks", help="where an installed wheel puts its copy")
+    add("--no-browser", action="store_true")
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors are one line on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except DeliverkitError as problem:
+        print(f"deliverkit: {_plain(problem)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as problem:
+        print(f"deliverkit: {problem.name} is missing: python -m pip install {problem.name}", file=sys.stderr)
+        return 3
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return code

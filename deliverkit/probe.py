@@ -1,0 +1,278 @@
+"""One SMTP port, asked politely: the dialogue without sockets, and what its certificate is worth.
+
+A driver does what each `Ask` wants within its stage's deadline and sends back the time and an event. Nothing is
+said before the greeting is whole, nothing is pipelined, no mail is begun (RFC 5321, RFC 3207).
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import warnings
+from collections.abc import Generator
+from contextlib import suppress
+from datetime import datetime
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.x509 import verification
+
+IMPLICIT = frozenset({465, 2465, 8465, 443})  # ports where TLS starts with the first byte
+_MAX_LINE, _MAX_LINES = 4096, 512  # bytes, and lines of a reply: nobody honest comes near
+_REPLY = re.compile(rb"[2-5]\d\d(?:[ -]|$)")
+_PREFIX = re.compile(rb"(?:[2-5](?:\d(?:\d(?:[ -].*|\r)?)?)?)?$", re.DOTALL)  # may still become a reply
+_OTHER = re.compile(rb"HTTP/|<|SSH-|\+OK|\* OK|RFB ")  # protocols that say who they are
+_STATUS = re.compile(r"\d{3}[ -]([245]\.\d{1,3}\.\d{1,3})\b")
+_LISTED = re.compile(r"dnsbl|\brbl\b|black ?list|block ?list|spamhaus|spamcop|barracuda|uceprotect|sorbs", re.I)
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+class Ask(NamedTuple):
+    """What the dialogue wants: `read` bytes, `send` data or start `tls`, within its stage's deadline."""
+
+    what: str
+    stage: str  # banner, ehlo, starttls, tls or quit
+    data: bytes = b""
+
+
+# Time and: bytes read; None (all sent); columns (TLS is up); or a word: eof, reset, timeout, tls_...
+# Bytes in answer to `tls` are plain text that came where TLS should have begun.
+Event = tuple[float, bytes | str | dict[str, Any] | None]
+
+
+class _Ended(Exception):
+    """The dialogue ends early: verdict and failure."""
+
+
+def safe(data: bytes | str, limit: int = 512) -> str:
+    """Text of a stranger, fit for a terminal and a frame: control characters become \\xNN; cut at `limit`."""
+    text = data[: 4 * limit].decode("utf-8", "backslashreplace") if isinstance(data, bytes) else data
+    escape = "\\x{:02x}".format
+    return _UNSAFE.sub(lambda c: escape(ord(c[0])) if c[0] < "\xff" else ascii(c[0])[1:-1], text)[:limit]
+
+
+class Dialogue:
+    """One probe's conversation. `row` fills with columns of `PROBES`; its verdict is there when `run` ends."""
+
+    def __init__(self, *, implicit: bool, ehlo_name: str, now: float) -> None:
+        self.row: dict[str, Any] = {"mode": "implicit" if implicit else "starttls", "reached": "tcp"}
+        self._implicit, self._name, self._now = implicit, ehlo_name, now
+        self._buffer, self._talking = b"", False
+
+    def run(self) -> Generator[Ask, Event, None]:
+        """Speak until the port is judged, then say QUIT where somebody listens."""
+        try:
+            verdict, failure = yield from self._session()
+        except _Ended as end:
+            verdict, failure = end.args
+        self.row |= {"verdict": verdict, "failure": failure}
+        if self._talking and (yield Ask("send", "quit", b"QUIT\r\n"))[1] is None:
+            yield Ask("read", "quit")  # the 221 first, so that closing sends FIN and no RST
+
+    def _session(self) -> Generator[Ask, Event, tuple[str, str | None]]:
+        row, auth = self.row, "auth_after_tls" if self._implicit else "auth_before_tls"
+        if self._implicit:
+            yield from self._encrypt(self._now)
+        row["reached"], begun = "banner", self._now
+        code, lines = yield from self._reply("banner")
+        row["banner"], row["banner_s"] = safe(b" ".join(lines)), self._now - begun
+        if code != 220:
+            raise self._refused(code, lines)
+        row["reached"], begun = "ehlo", self._now
+        offers = yield from self._ehlo()
+        row["ehlo_s"], row["features"] = self._now - begun, " ".join(sorted(offers)[:200]) or None
+        row[auth] = offers.get("AUTH") or None
+        if not self._implicit and "STARTTLS" in offers:
+            row["reached"], begun = "starttls", self._now
+            code, lines = yield from self._say("starttls", "STARTTLS")
+            row["reached"] = "tls"
+            if code != 220:
+                self._refused(code, lines)
+                return "open_no_tls", "starttls_refused"
+            yield from self._encrypt(begun)
+            row["auth_after_tls"] = (yield from self._ehlo()).get("AUTH") or None
+        elif not self._implicit:
+            row["mode"] = "cleartext"
+            if re.match(r"220[ -]\*{4}", row["banner"]) or any(re.fullmatch("X{3,}A?", w) for w in offers):
+                return "tampered", "starttls_stripped"
+        row["reached"] = "done"
+        expired = "cert_expired" if row.get("cert_problem") == "expired" else None
+        return "open_no_tls" if row["mode"] == "cleartext" else "open", expired
+
+    def _encrypt(self, begun: float) -> Generator[Ask, Event, None]:
+        self.row["reached"], self._talking = "tls", False
+        got: Any = self._buffer  # bytes behind the 220 are not TLS, and not lost
+        if not got:
+            self._now, got = yield Ask("tls", "tls")
+        if isinstance(got, str):
+            raise self._lost(got)
+        if isinstance(got, bytes):
+            while b"\n" not in got[:_MAX_LINE] and len(got) < _MAX_LINE:
+                self._now, more = yield Ask("read", "tls")
+                if not isinstance(more, bytes):
+                    break
+                got += more
+            self.row["text"] = safe(got.partition(b"\n")[0].rstrip(b"\r"))
+            foreign = self._implicit and _OTHER.match(got)
+            raise _Ended("not_smtp" if foreign else "open_tls_broken", "tls_protocol")
+        self.row |= {**got, "tls_s": self._now - begun}
+
+    def _ehlo(self) -> Generator[Ask, Event, dict[str, str]]:
+        """The keywords offered, with their parameters; none from a server that knows HELO only."""
+        self.row["ehlo_name"] = self._name
+        code, lines = yield from self._say("ehlo", f"EHLO {self._name}")
+        if code in (500, 502):
+            code, lines = yield from self._say("ehlo", f"HELO {self._name}")
+        if code != 250:
+            raise self._refused(code, lines)
+        offers: dict[str, str] = {}
+        for line in lines[1:]:
+            word, _, rest = safe(line[4:]).upper().replace("AUTH=", "AUTH ").strip().partition(" ")
+            if re.fullmatch(r"[A-Z0-9][A-Z0-9-]{0,63}", word):
+                offers[word] = " ".join(sorted({*offers.get(word, "").split(), *rest.split()}))
+        return offers
+
+    def _say(self, stage: str, command: str) -> Generator[Ask, Event, tuple[int, list[bytes]]]:
+        self._now, lost = yield Ask("send", stage, f"{command}\r\n".encode("ascii"))
+        if lost is not None:
+            raise self._lost(str(lost))
+        return (yield from self._reply(stage))
+
+    def _reply(self, stage: str) -> Generator[Ask, Event, tuple[int, list[bytes]]]:
+        """One reply, read to its last line (RFC 5321, 4.2.1); a bare LF ends a line, too."""
+        lines: list[bytes] = []
+        while True:
+            line, end, rest = self._buffer.partition(b"\n")
+            if len(line) > _MAX_LINE or len(lines) > _MAX_LINES:
+                raise self._lost("line_too_long", (lines or [line[:_MAX_LINE]])[0])
+            if not end:
+                self._now, got = yield Ask("read", stage)
+                if isinstance(got, bytes):
+                    self._buffer += got
+                elif got == "eof" and re.match(rb"[45]\d\d ", self._buffer):
+                    self._buffer += b"\n"  # last words without a line end are still words
+                else:
+                    raise self._lost(str(got), b"\n".join([*lines, self._buffer]))
+                continue
+            self._buffer = rest
+            lines.append(line.rstrip(b"\r"))
+            if not _REPLY.match(lines[-1]):
+                raise self._lost("not_smtp", lines[-1])
+            if line[3:4] != b"-":
+                self._talking = True
+                return int(line[:3]), lines
+
+    def _lost(self, word: str, partial: bytes = b"") -> _Ended:
+        """What a line that is gone (eof, reset, timeout, tls_...) or senseless means where the dialogue stood."""
+        self._talking, late, stage = False, word == "timeout", self.row["reached"]
+        if word.startswith("tls_"):  # with TLS 1.3 the server's alert comes after our handshake is done
+            self.row["reached"] = "tls"
+            return _Ended("open_tls_broken", word)
+        if stage == "banner":
+            self.row["banner"] = safe(partial.replace(b"\n", b" ")) or None
+        if word in ("not_smtp", "line_too_long") or not _PREFIX.match(partial.rpartition(b"\n")[2]):
+            self.row["text"] = safe(partial)
+            word = "wants_tls" if partial[:2] in (b"\x15\x03", b"\x16\x03") else word
+            return _Ended("not_smtp", word if word in ("wants_tls", "line_too_long") else "not_smtp")
+        if stage in ("starttls", "tls") and not self._implicit:
+            return _Ended("open_tls_broken", "tls_timeout" if late else word)
+        if stage == "ehlo":
+            return _Ended("deferred", "total_timeout") if late else _Ended("closed_after_accept", word)
+        if late:
+            slow = "banner_slow" if partial else "banner_timeout"
+            return _Ended("accepts_no_banner", "tls_timeout" if stage == "tls" else slow)
+        # in TLS our hello crosses the server's close: FIN or RST is chance, so there is one word for both
+        return _Ended("closed_after_accept", "reset" if stage == "tls" else word)
+
+    def _refused(self, code: int, lines: list[bytes]) -> _Ended:
+        """A reply that says no, with its words kept for `classify`."""
+        text, status = safe(b" ".join(lines)), _STATUS.match(safe(lines[-1]))
+        self.row |= {"text": text, "reply_code": code, "status_code": status and status[1]}
+        why = status[1] if status else ""
+        if _LISTED.search(text) and code >= 400:
+            return _Ended("deferred" if code < 500 else "rejected", "blocklisted")
+        if code in (450, 451) and (why == "4.7.1" or re.search("gr[ae]y-?list", text, re.I)):
+            return _Ended("deferred", "greylisted")
+        if 400 <= code < 500:
+            limited = why.startswith("4.7.") or re.search("too many|rate limit", text, re.I)
+            return _Ended("deferred", "rate_limited" if limited else "smtp_4xx")
+        return _Ended("rejected", "smtp_5xx") if code >= 500 else _Ended("not_smtp", "not_smtp")
+
+
+def tls_word(problem: ssl.SSLError) -> str:
+    """tls_version, tls_alert_<name> or tls_protocol, from the reason OpenSSL gives."""
+    if re.search("UNSUPPORTED_PROTOCOL|PROTOCOL_VERSION|WRONG_SSL_VERSION", reason := problem.reason or ""):
+        return "tls_version"
+    alert = re.match(r"(?:SSLV3_ALERT|TLSV1\d?_ALERT|TLSV1)_(\w+)", reason)
+    return f"tls_alert_{alert[1].lower()}" if alert else "tls_protocol"
+
+
+def judge(der: bytes, chain: tuple[bytes, ...], host: str, now: datetime) -> dict[str, Any]:
+    """The cert_ columns of a certificate with its chain, as if `host` had been asked at `now`.
+
+    Trust stays missing where the chain, or what this machine trusts, is not known.
+    """
+    try:
+        columns, names, begins, own, trusted = _read(der, chain)
+    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return {}  # OpenSSL could read it, a stricter parser cannot: nothing is known, nothing is said
+    matches = bool({host.lower().rstrip("."), f"*.{host.lower().rstrip('.').partition('.')[2]}"} & names)
+    problem = "expired" if columns["cert_not_after"] < now else "not_yet" if begins > now else None
+    trusted = False if problem else trusted
+    if trusted is not True and problem is None:
+        problem = "self_signed" if own else "unknown_ca" if trusted is False else None
+    problem = problem or (None if matches else "name_mismatch")
+    return columns | {"cert_matches": matches, "cert_trusted": trusted, "cert_problem": problem}
+
+
+@lru_cache(maxsize=4096)
+def _read(der: bytes, chain: tuple[bytes, ...]) -> tuple[dict[str, Any], set[str], datetime, bool, bool | None]:
+    """Columns, names, first day, whether it signed itself, and whether its chain ends at a root of ours."""
+    leaf = x509.load_der_x509_certificate(der)
+    dns: list[str] = []
+    addresses: list[str] = []
+    with suppress(x509.ExtensionNotFound):
+        san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        dns = [safe(name.lower()) for name in san.get_values_for_type(x509.DNSName)]
+        addresses = [str(address) for address in san.get_values_for_type(x509.IPAddress)]
+    own = False
+    with suppress(InvalidSignature, UnsupportedAlgorithm, TypeError, ValueError):
+        leaf.verify_directly_issued_by(leaf)
+        own = True
+    common, maker = x509.NameOID.COMMON_NAME, x509.NameOID.ORGANIZATION_NAME
+    subject, issuer = leaf.subject.get_attributes_for_oid, leaf.issuer.get_attributes_for_oid
+    columns = {
+        "cert_subject": next((safe(str(a.value)) for a in subject(common)), None),
+        "cert_names": " ".join(dns + addresses)[:2000] or None,
+        "cert_issuer": next((safe(str(a.value)) for a in [*issuer(common), *issuer(maker)]), None),
+        "cert_not_after": leaf.not_valid_after_utc,
+    }
+    trusted: bool | None = None
+    if (roots := _roots()) and (own or leaf in roots):
+        trusted = leaf in roots
+    elif roots and dns and chain:  # the name is judged apart, so any that it has will do here
+        store = verification.PolicyBuilder().store(verification.Store(roots))
+        try:
+            verifier = store.build_server_verifier(x509.DNSName(dns[0].replace("*", "any")))
+            rest = [x509.load_der_x509_certificate(part) for part in chain[1:]]
+            verifier.verify(leaf, [part for part in rest if part.issuer != part.subject])  # roots come from us only
+            trusted = True
+        except (
+            verification.VerificationError,
+            ValueError,
+        ) as problem:  # a chain that ends nowhere, or a rule of form only?
+            trusted = False if "no interior errors" in str(problem) else None
+    return columns, {*dns, *addresses}, leaf.not_valid_before_utc, own, trusted
+
+
+@cache
+def _roots() -> list[x509.Certificate]:
+    """What this machine trusts: 40 ms, so once a process."""
+    made = []
+    for der in ssl.create_default_context().get_ca_certs(binary_form=True):
+        with suppress(ValueError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old roots with odd serial numbers
+            made.append(x509.load_der_x509_certificate(der))
+    return made

@@ -1,0 +1,81 @@
+"""Read what is there: the content of a file says which reader it needs, never its name."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from typing import Any
+
+import pandas as pd
+
+from deliverkit import facts
+from deliverkit.bounces import read_bounces
+from deliverkit.errors import FormatError, SchemaError
+from deliverkit.exports import read_export
+from deliverkit.files import Part, lines, parts
+from deliverkit.logs import formats, known_format, read_log
+from deliverkit.schema import ATTEMPTS, PROBES
+
+_MAIL = re.compile(  # an mbox, or a header of mail
+    rb"(?i)>?(?:from |(?:from|to|cc|subject|date|message-id|mime-version|return-path|received(?:-spf)?|sender|reply-to|"
+    rb"delivered-to|auto-submitted|reporting-mta|final-recipient|(?:dkim|content|arc|x|authentication)-[\w-]+)[ \t]*:)"
+)
+
+
+def read(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read bounce mail, mail logs, exports of providers, or frames that deliverkit wrote (CSV, Parquet).
+
+    Takes a file, folder or archive, also with several kinds in it; logs are read together, so that what one
+    file begins another may end. Gives an `ATTEMPTS` frame, or `PROBES` where all are frames of probes. Raises
+    FormatError for what is none of these, naming the file and what is known.
+    """
+    found: dict[Any, list[Part]] = {}
+    for part in parts(path):
+        if (reader := _reader(part)) is not None:
+            found.setdefault(reader, []).append(part)
+    if not found:
+        raise FormatError(path, "the file is empty")
+    if list(found) == [read_bounces]:
+        return read_bounces(path)  # it knows the folders of a Maildir
+    made = [_frame(part) for part in found.pop(_frame, [])]
+    made += [reader(some) for reader, some in found.items()]
+    names = PROBES.names if all("verdict" in frame for frame in made) else ATTEMPTS.names
+    return pd.concat([frame[names] for frame in made], ignore_index=True)
+
+
+def _reader(part: Part) -> Any:
+    """What reads a part; None for an empty one."""
+    with part.open() as stream:
+        head = stream.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        first = next(lines(stream), "").lstrip("\ufeff")
+    if head.startswith(b"PAR1") or set(ATTEMPTS.names) <= {name.strip('"') for name in first.split(",")}:
+        return _frame
+    if head.startswith((b"{", b"[")):
+        return read_export
+    if not head or _MAIL.match(head):
+        return read_bounces if head else None
+    try:
+        return known_format(part) and read_log
+    except FormatError:
+        esp = ", ".join(dict.fromkeys(table["name"] for table in facts.tables("esp_exports")["provider"]))
+        known = f"bounce mail, logs ({', '.join(formats())}), exports ({esp}), frames of deliverkit"
+        raise FormatError(part.name, f"cannot tell what this is: {first[:60]!a}; known: {known}") from None
+
+
+def _frame(part: Part) -> pd.DataFrame:
+    """A frame that deliverkit made and somebody wrote as CSV or Parquet; other columns are left out."""
+    with part.open() as stream:
+        data = stream.read()
+    try:
+        if data.startswith(b"PAR1"):
+            table = pd.read_parquet(io.BytesIO(data))
+        else:
+            table = pd.read_csv(io.BytesIO(data), dtype="string", keep_default_na=False, na_values=[""])
+        frame = PROBES if set(PROBES.names) <= set(table) else ATTEMPTS
+        for column in frame.columns:  # stamps with and without fractions of a second in one column
+            if column.dtype.startswith("datetime"):
+                table[column.name] = pd.to_datetime(table[column.name], format="ISO8601", utc=True)
+        return frame.build(table[frame.names])
+    except (ValueError, OSError, KeyError, SchemaError) as problem:
+        raise FormatError(part.name, f"no frame of deliverkit: {' '.join(str(problem).split())}") from None

@@ -1,0 +1,435 @@
+"""Many ports of many hosts at once, without mail: `probe`, and the loop that drives its dialogues."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import selectors
+import socket
+import ssl
+import struct
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+from heapq import heappop, heappush
+from ipaddress import ip_address
+from itertools import count
+from math import inf
+from operator import index
+from queue import Empty, SimpleQueue
+from random import Random
+from threading import Thread
+from time import monotonic, sleep
+from typing import Any, NamedTuple, cast
+
+import pandas as pd
+from tqdm import tqdm
+
+from deliverkit import PORTS, facts
+from deliverkit.classify import classify
+from deliverkit.errors import TargetError
+from deliverkit.probe import IMPLICIT, Ask, Dialogue, Event, judge, tls_word
+from deliverkit.resolve import Answer, addresses
+from deliverkit.schema import PROBES
+
+_PROFILES = {"quick": (5.0, 10.0, 10.0), "standard": (10.0, 30.0, 30.0), "patient": (30.0, 300.0, 300.0)}
+_PLACE = re.compile(r"(?:\[([^\]]*)\]|([\w.-]+))(?::(.*))?")  # host, host:port, [v6], [v6]:port
+_CURL = re.compile(r"(\[[^\]]*\]|[^:]*):(\d*):(\[[^\]]*\]|[^:]*):(\d*)")
+_STEPS = {"dns": "connect", "tcp": "connect", "banner": "rules", "ehlo": "rules"}  # `reached` -> step; else encryption
+_READ, _WRITE, _WAIT = selectors.EVENT_READ, selectors.EVENT_WRITE, object()
+_recv = socket.socket.recv  # past the TLS layer of an SSLSocket
+_ERRQUEUE = socket.MSG_ERRQUEUE if sys.platform == "linux" else 0
+_RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}  # Linux, ip(7)
+
+
+class _Job(NamedTuple):
+    number: int
+    host: str
+    port: int
+    operator: str | None
+    dial: str  # name or address to connect to
+    dial_port: int
+    crowd: str  # whom not to hurry: the operator, and
+    key: str  # the host where it is mapped, else its address
+    dns_s: float | None = None
+
+
+def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int] = PORTS, *,
+          vantage: str | None = None, connect_to: Mapping[Any, Any] | Iterable[str] | str | None = None,
+          timeout: float | str = "standard", in_flight: int = 500, pace: str | None = "polite",
+          progress: bool | Callable[[int, int], object] | None = None, ehlo_name: str | None = None,
+          resolver: Callable[[str], Answer] = addresses) -> pd.DataFrame:  # fmt: skip
+    """Try ports of hosts up to EHLO inside TLS, without mail: a `PROBES` frame, a row per host and port.
+
+    `targets` are names, addresses, "host:port" or "[v6]:port", one or many, or a frame with `host` and perhaps `port`
+    and `operator`. What is asked twice is probed once, at one address, IPv4 first; rows come in the order asked.
+    `vantage` names the network this runs in. `connect_to` works as curl's --connect-to: {(host, port): (address,
+    port)} or "HOST:PORT:ADDRESS:PORT", where nothing means any on the left and unchanged on the right; the first
+    that fits counts. `timeout` is seconds per stage, or quick (connect 5, banner 10, others 10), standard (10, 30, 30)
+    or patient (30, 300, 300); a whole probe ends after connect + banner + 3 others + 2 s. `pace="polite"` keeps to one
+    connection at a time and one new a second per address, two a second per operator (last two labels), 100 in all; a
+    421 halves its operator's. None lifts that, for servers of one's own. `progress` is True, False or a function of
+    (done, total); by default a bar shows where stderr is a terminal. `ehlo_name` is by default the literal of the own
+    address, `resolver` a function of a name that gives an `Answer`. Raises TargetError for what must not be run.
+    """
+    jobs, limits = _jobs(targets, ports, _routes(connect_to)), _limits(timeout)
+    if not isinstance(in_flight, int) or in_flight < 1:
+        raise TargetError(f"in_flight should be 1 or more, not {in_flight!r}")
+    if pace not in ("polite", None):
+        raise TargetError(f"pace should be 'polite' or None, not {pace!r}")
+    if ehlo_name is not None and not re.fullmatch(r"[!-~]{1,255}", ehlo_name):
+        raise TargetError(f"ehlo_name should be one word in ASCII, not {ehlo_name!r}")
+    sweep, rows = _Sweep(jobs, limits, in_flight, pace is not None, ehlo_name, resolver), []
+    hidden = None if progress is None else progress is not True
+    try:
+        with tqdm(total=len(jobs), unit="port", leave=False, disable=hidden) as bar:
+            for _ in jobs:
+                rows.append(sweep.row() | {"vantage": vantage})
+                bar.update()
+                if callable(progress):
+                    progress(len(rows), len(jobs))
+    finally:
+        sweep.stop()
+    # Nothing on the wire tells a dead implicit port from stalled TLS; the same host's STARTTLS does.
+    stalled = {row["host"] for row in rows if (row["failure"], row["mode"]) == ("tls_timeout", "starttls")}
+    for row in rows:
+        if row["failure"] == "tls_timeout" and row["host"] in stalled:
+            row["verdict"] = "open_tls_broken"
+    rows.sort(key=lambda row: row.pop("number"))
+    return classify(rows, PROBES)
+
+
+def _many(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes) else [given]
+
+
+def _port(port: Any) -> int:
+    with suppress(TypeError, ValueError):
+        exact = isinstance(port, str) or (isinstance(port, float) and port.is_integer())  # a frame's gaps make floats
+        number = int(port) if exact else index(port)
+        if 0 < number < 65536 and not isinstance(port, bool):
+            return number
+    raise TargetError(f"a port is a number from 1 to 65535, not {port!r}")
+
+
+def _is_ip(text: Any) -> bool:
+    with suppress(ValueError):
+        return bool(ip_address(text))
+    return False
+
+
+def _split(target: Any) -> tuple[str, Any]:
+    """Host and port (None where none is given) of a target."""
+    text = target.strip() if isinstance(target, str) else ""
+    place = _PLACE.fullmatch(text)
+    with suppress(UnicodeError):
+        if _is_ip(text):  # a bare IPv6 address is no host:port
+            return text, None
+        if place and (_is_ip(place[1]) or (place[2] and len(text) < 260 and place[2].rstrip(".").encode("idna"))):
+            return place[1] or place[2], place[3]
+    raise TargetError(f"{target!r} is not a host name, an address or host:port")
+
+
+def _routes(connect_to: Any) -> dict[tuple[str, int], tuple[int, str, int]]:
+    """(host, port) -> place in the list, address, port; "" and 0 stand for any and for unchanged."""
+    made: dict[tuple[str, int], tuple[int, str, int]] = {}
+    for number, pair in enumerate(connect_to.items() if isinstance(connect_to, Mapping) else _many(connect_to or ())):
+        try:
+            parts = _CURL.fullmatch(pair) if isinstance(pair, str) else None
+            (host, port), (address, to) = (parts.group(1, 2), parts.group(3, 4)) if parts else pair
+            key = (host or "").strip("[]").lower().rstrip("."), _port(port) if port else 0
+            made.setdefault(key, (number, _split(address)[0] if address else "", _port(to) if to else 0))
+        except (TypeError, ValueError, AttributeError, TargetError):
+            raise TargetError(f"connect_to maps (host, port) to (address, port), not {pair!r}") from None
+    return made
+
+
+def _jobs(targets: Any, ports: Any, routes: Mapping[tuple[str, int], tuple[int, str, int]]) -> list[_Job]:
+    usual = [_port(port) for port in _many(ports)]
+    asked = [(target, None, None) for target in _many(targets)]
+    if isinstance(targets, pd.DataFrame):
+        if "host" not in targets:
+            raise TargetError("a frame of targets needs a column 'host'")
+        table = targets.reindex(columns=["host", "port", "operator"]).astype(object)
+        asked = list(table.where(table.notna(), None).itertuples(index=False, name=None))
+    found: dict[tuple[str, int], _Job] = {}
+    for target, given, operator in asked:
+        host, port = _split(target)
+        name, port = host.lower().rstrip("."), port if given is None else given
+        crowd = operator or (name if _is_ip(name) else ".".join(name.split(".")[-2:]))
+        for number in usual if port is None else [_port(port)]:
+            keys = ((name, number), (name, 0), ("", number), ("", 0))
+            _, dial, to = min((routes[key] for key in keys if key in routes), default=(0, "", 0))
+            job = _Job(len(found), host, number, operator, dial or name, to or number, crowd, name if dial else "")
+            found.setdefault((name, number), job)
+    return list(found.values())
+
+
+def _limits(timeout: Any) -> dict[str, float]:
+    """Seconds per stage, and for the whole."""
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 < timeout < inf
+    if not number and timeout not in _PROFILES:
+        raise TargetError(f"timeout should be seconds above 0, or {', '.join(_PROFILES)}, not {timeout!r}")
+    connect, banner, rest = (float(timeout),) * 3 if number else _PROFILES[timeout]
+    made = {"connect": connect, "banner": banner, "quit": min(2.0, rest), "total": connect + banner + 3 * rest + 2}
+    return made | dict.fromkeys(("ehlo", "starttls", "tls"), rest)
+
+
+class _Line:
+    """One connection: its socket, its dialogue, and what it waits for."""
+
+    def __init__(self, job: _Job, sock: socket.socket) -> None:
+        self.job, self.sock, self.fd, self.began = job, sock, sock.fileno(), monotonic()
+        self.ask, self.out, self.due, self.wants = Ask("connect", "connect"), b"", 0.0, _WRITE
+        self.talk: Generator[Ask, Event, None] | None = None
+        self.row: dict[str, Any] = {}  # the dialogue's, once there is one
+        self.peek, self.raw = True, False  # TLS: nothing has come so far; it was plain text
+
+
+class _Sweep:
+    """The loop. It runs in a thread, as a notebook's kernel has a loop already; rows leave by a queue."""
+
+    def __init__(self, jobs: list[_Job], limits: dict[str, float], in_flight: int, polite: bool,
+                 ehlo_name: str | None, resolver: Callable[[str], Answer]) -> None:  # fmt: skip
+        self.limits, self.polite, self.ehlo_name, self.resolver = limits, polite, ehlo_name, resolver
+        self.in_flight = min(in_flight, 500) if sys.platform == "win32" else in_flight  # select takes 512
+        self.ready: deque[_Job] = deque()
+        self.unknown: dict[str, list[_Job]] = defaultdict(list)
+        for job in Random(0).sample(jobs, len(jobs)):  # the dead of one operator must not fill all places at once
+            self._enlist(job, str(ip_address(job.dial))) if _is_ip(job.dial) else self.unknown[job.dial].append(job)
+        self.names = iter(list(self.unknown))  # one iterator for all threads
+        self.rows: SimpleQueue[Any] = SimpleQueue()
+        self.lines: dict[int, _Line] = {}
+        self.timers: list[tuple[float, int, _Line]] = []
+        self.free: dict[str, float] = {}  # when an address may be asked again: never while it is busy
+        self.turn: dict[str, float] = {}  # and when its operator
+        self.pause: dict[str, float] = defaultdict(lambda: 0.5)
+        self.next, self.stopped, self.tick = 0.0, False, count()
+        self.selector, self.context = selectors.DefaultSelector(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE  # heard first, judged afterwards
+        self.context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED  # an old server is a finding, not an error
+        self.context.set_ciphers("DEFAULT:@SECLEVEL=0")
+        self.thread = Thread(target=self._run, daemon=True)
+        self.thread.start()
+        for _ in range(min(16, len(self.unknown))):
+            Thread(target=self._look_up, daemon=True).start()
+
+    def row(self) -> dict[str, Any]:
+        """The next row; what went wrong in the loop is raised here."""
+        while True:
+            with suppress(Empty):
+                row: dict[str, Any] | BaseException = self.rows.get(timeout=0.2)  # Windows has no Ctrl-C within a wait
+                if isinstance(row, BaseException):
+                    raise row
+                return row
+
+    def stop(self) -> None:
+        """End the sweep and close every connection, at once."""
+        self.stopped = True
+        self.thread.join()
+
+    def _look_up(self) -> None:
+        for name in self.names:
+            began = monotonic()
+            try:
+                answer = self.resolver(name)
+            except Exception as problem:  # noqa: BLE001 - of the caller's own resolver: raised at the caller
+                return self.rows.put(problem)
+            for job in self.unknown[name]:
+                job = job._replace(dns_s=monotonic() - began)
+                if answer.found:
+                    self._enlist(job, answer.found[0])
+                else:
+                    self._emit(job, {"reached": "dns", "verdict": "dns_fail", "failure": answer.failure})
+            if self.stopped:
+                return
+
+    def _enlist(self, job: _Job, address: str) -> None:
+        self.ready.append(job._replace(dial=address, key=job.key or address))
+
+    def _run(self) -> None:
+        try:
+            while not self.stopped:
+                self._admit(now := monotonic())
+                wait = max(0.0, min(self.timers[0][0] - now, 0.02)) if self.timers else 0.02  # nobody wakes the loop
+                if not self.lines:
+                    sleep(wait)  # Windows cannot select from nothing
+                for key, _ in self.selector.select(wait) if self.lines else ():
+                    if key.fd in self.lines:
+                        self._wake(key.data)
+                while self.timers and self.timers[0][0] <= monotonic():
+                    due, _, line = heappop(self.timers)
+                    if line.due == due and self.lines.get(line.fd) is line:
+                        self._feed(line, "timeout") if line.talk else self._unconnected(line, errno.ETIMEDOUT)
+        except BaseException as problem:  # noqa: BLE001 - raised where the caller waits
+            self.rows.put(problem)
+        finally:
+            for line in self.lines.values():
+                line.sock.close()
+            self.selector.close()
+
+    def _admit(self, now: float) -> None:
+        """Open what may be opened: there is a place, and neither address nor operator nor the whole is hurried."""
+        for _ in range(min(len(self.ready), 1000)):
+            if len(self.lines) >= self.in_flight or self.next > now:
+                return
+            job = self.ready.popleft()
+            if max(self.free.get(job.key, 0.0), self.turn.get(job.crowd, 0.0)) > now:
+                self.ready.append(job)
+                continue
+            if self.polite:
+                self.free[job.key], self.turn[job.crowd], self.next = inf, now + self.pause[job.crowd], now + 0.01
+            self._open(job)
+
+    def _open(self, job: _Job) -> None:
+        family = socket.AF_INET6 if ":" in job.dial else socket.AF_INET
+        try:
+            line = _Line(job, socket.socket(family, socket.SOCK_STREAM))
+        except OSError as problem:
+            if not self.lines or problem.errno not in (errno.EMFILE, errno.ENFILE):
+                return self._emit(job, _why(problem.errno or 0, True, {}))
+            self.in_flight, self.free[job.key] = len(self.lines), 0.0  # no file is left: wait for others to end
+            return self.ready.append(job)
+        line.sock.setblocking(False)
+        line.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if _ERRQUEUE:
+            line.sock.setsockopt(*_RECVERR[family], 1)
+        code = line.sock.connect_ex((job.dial, job.dial_port))
+        self.lines[line.fd] = line
+        self.selector.register(line.fd, _WRITE, line)
+        self._until(line, "connect")
+        if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
+            self._unconnected(line, code, at_once=True)
+
+    def _until(self, line: _Line, stage: str) -> None:
+        line.due = min(monotonic() + self.limits[stage], line.began + self.limits["total"])
+        heappush(self.timers, (line.due, next(self.tick), line))
+
+    def _wake(self, line: _Line) -> None:
+        if line.talk:
+            return self._feed(line, self._act(line))
+        code = line.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code not in (0, errno.ECONNRESET):  # a reset comes after the handshake, before it is a refusal
+            return self._unconnected(line, code)
+        if _ERRQUEUE:
+            line.sock.setsockopt(*_RECVERR[line.sock.family], 0)  # a late ICMP message must not end a session
+        own, now = line.sock.getsockname()[0], monotonic()
+        name = self.ehlo_name or (f"[IPv6:{own}]" if ":" in own else f"[{own}]")
+        dialogue = Dialogue(implicit=line.job.port in IMPLICIT, ehlo_name=name, now=now)
+        dialogue.row["connect_s"], line.row, line.talk = now - line.began, dialogue.row, dialogue.run()
+        line.ask = next(line.talk)
+        self._until(line, line.ask.stage)
+        self._feed(line, "reset" if code else self._act(line))
+
+    def _feed(self, line: _Line, event: Any) -> None:
+        """Act for the dialogue until it has to wait for the far end, or has ended."""
+        while event is not _WAIT and line.talk:
+            try:
+                ask = line.talk.send((monotonic(), event))
+            except StopIteration:
+                return self._close(line)
+            if ask.stage != line.ask.stage:
+                self._until(line, ask.stage)
+            line.ask, line.out = ask, ask.data
+            event = self._act(line)
+
+    def _act(self, line: _Line) -> Any:
+        """Read, send or shake hands: the event for the dialogue, or _WAIT once the selector knows for what."""
+        try:
+            if line.ask.what == "read":
+                return (_recv(line.sock, 16384) if line.raw else line.sock.recv(16384)) or "eof"
+            while line.out:
+                line.out = line.out[line.sock.send(line.out) :]
+            return self._encrypt(line) if line.ask.what == "tls" else None
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as need:
+            sending = isinstance(need, ssl.SSLWantWriteError) or (
+                line.ask.what == "send" and type(need) is BlockingIOError
+            )
+            if line.wants != (wants := _WRITE if sending else _READ):
+                self.selector.modify(line.fd, wants, line)
+                line.wants = wants
+            return _WAIT
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return "eof"
+        except ssl.SSLError as problem:
+            line.row["text"] = (problem.reason or "").replace("_", " ").lower() or None
+            return tls_word(problem)
+        except OSError as problem:
+            line.row["errno"] = _symbol(problem.errno)
+            return "timeout" if problem.errno == errno.ETIMEDOUT else "reset"
+
+    def _encrypt(self, line: _Line) -> Any:
+        host = line.job.host.rstrip(".")
+        if not isinstance(line.sock, ssl.SSLSocket):
+            name = None if _is_ip(host) else host.encode("idna").decode()  # an address is no name to ask for
+            line.sock = self.context.wrap_socket(line.sock, do_handshake_on_connect=False, server_hostname=name)
+        if line.peek:
+            with suppress(BlockingIOError):
+                line.peek = (head := _recv(line.sock, 1, socket.MSG_PEEK)) == b""
+                line.raw = head not in b"\x14\x15\x16\x17"
+            if line.raw:  # plain text where TLS should begin: words for the dialogue
+                return _recv(line.sock, 16384)
+        line.sock.do_handshake()
+        source: Any = line.sock if sys.version_info >= (3, 13) else cast(Any, line.sock)._sslobj
+        parts = [c if isinstance(c, bytes) else c.public_bytes(2) for c in source.get_unverified_chain() or ()]
+        seen = judge(line.sock.getpeercert(True) or b"", tuple(parts), host, datetime.now(UTC))
+        return {"tls_version": line.sock.version(), "cipher": (line.sock.cipher() or [None])[0], **seen}
+
+    def _unconnected(self, line: _Line, code: int, at_once: bool = False) -> None:
+        line.row = _why(code, at_once, _icmp(line.sock) if _ERRQUEUE else {})
+        self._close(line)
+
+    def _close(self, line: _Line) -> None:
+        self.selector.unregister(line.fd)
+        line.sock.close()
+        del self.lines[line.fd]
+        if self.polite:
+            self.free[line.job.key] = line.began + 1
+        if line.row.get("reply_code") == 421:
+            self.pause[line.job.crowd] = min(2 * self.pause[line.job.crowd], 60)
+        self._emit(line.job, line.row | {"address": line.job.dial, "total_s": monotonic() - line.began})
+
+    def _emit(self, job: _Job, row: dict[str, Any]) -> None:
+        step, plain = _STEPS.get(row["reached"], "encryption"), row["verdict"] == "open_no_tls" and not row["failure"]
+        good = row["verdict"] == "open" or plain
+        row = {"mode": "implicit" if job.port in IMPLICIT else "starttls", "dns_s": job.dns_s} | row
+        row |= {"origin": "probe", "attempted": True, "time": datetime.now(UTC), "number": job.number}
+        row |= {"host": job.host, "port": job.port, "operator": job.operator, "step": "rules" if plain else step}
+        row["outcome"] = "passed" if good else "deferred" if row["verdict"] == "deferred" else "failed"
+        self.rows.put(row)
+
+
+def _symbol(code: int | None) -> str | None:
+    return errno.errorcode.get(code or 0, "").removeprefix("WSA") or None
+
+
+@cache
+def _signs() -> dict[str, tuple[str, str]]:
+    """errno, connect:errno (by connect itself) or icmp4:type:code -> verdict and failure."""
+    table = facts.table("probe_failures").dropna(subset=["signs"])
+    rows = table[["signs", "verdict", "failure"]].itertuples(index=False, name=None)
+    return {sign: (verdict, failure) for signs, verdict, failure in rows for sign in signs.split()}
+
+
+def _why(code: int, at_once: bool, icmp: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a connect that failed, with the ICMP message behind it where the system tells."""
+    name, sign = _symbol(code), "icmp{family}:{icmp_type}:{icmp_code}".format(**icmp) if icmp else ""
+    signs = [s for s in (sign, f"connect:{name}" * at_once, name or "") if s in _signs()]
+    verdict, failure = _signs()[signs[0]] if signs else ("local_error" if at_once else "unreachable", None)
+    row = {"reached": "tcp", "verdict": verdict, "failure": failure, "errno": name, "text": os.strerror(code)}
+    return row | {key: icmp[key] for key in icmp if key != "family"}
+
+
+def _icmp(sock: socket.socket) -> dict[str, Any]:
+    """Type, code and sender of the ICMP message behind a failed connect: struct sock_extended_err of ip(7)."""
+    with suppress(OSError):
+        for _, _, data in sock.recvmsg(0, 512, _ERRQUEUE)[1]:
+            origin, kind, code = struct.unpack_from("4xBBB", data)
+            if origin in (2, 3):  # SO_EE_ORIGIN_ICMP, _ICMP6; the sender's sockaddr begins at byte 16
+                sender = ip_address(data[20:24] if origin == 2 else data[24:40])
+                return {"family": sender.version, "icmp_type": kind, "icmp_code": code, "icmp_from": str(sender)}
+    return {}

@@ -1,0 +1,113 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Block rates per port
+#
+# **How often is each SMTP port blocked, from which network, and is that what the guide expects?**
+#
+# An answer looks like this: *from the office 8 of 8 servers are silent on 25, so between 68 % and 100 % of attempts
+# on 25 are lost there; 587 is open.* A rate never stands without its count and its 95 % interval.
+
+# %% [markdown]
+# Figures are drawn as SVG, so that a changed chart can be told from the same one.
+
+# %%
+import matplotlib.pyplot as plt
+
+import deliverkit as dk
+
+# %config InlineBackend.figure_format = "svg"
+plt.rcParams.update({"svg.hashsalt": "deliverkit", "svg.fonttype": "none", "figure.figsize": (8, 3.6)})
+
+# %% [markdown]
+# The sample sweep tried eight servers on four ports from three networks. One row is one attempt.
+
+# %%
+probes = dk.read("../data/probes.csv")
+probes[["vantage", "host", "port", "verdict", "failure", "blocked_by"]].head(6)
+
+# %% [markdown]
+# Over all three networks the guide's expectation for 25 holds, but the average hides that networks differ.
+
+# %%
+dk.block_rates(probes)
+
+# %% [markdown]
+# Network by network: the office shuts 25, the cloud shuts three ports, at home single servers fail.
+
+# %%
+dk.block_rates(probes, by=["vantage", "port"])
+
+# %% [markdown]
+# The same as a figure of your own: every plot takes `ax` and returns it. Hollow marks: too few attempts to say.
+
+# %%
+figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), sharey=True, layout="constrained")
+for ax, (network, rows) in zip(axes, probes.groupby("vantage"), strict=True):
+    _ = dk.plot_block_rates(dk.block_rates(rows), ax=ax).set_title(network)
+
+# %% [markdown]
+# Explore: group by another column, or look at one port.
+
+# %%
+explore = dk.explore_rates(probes)
+explore
+
+# %% [markdown]
+# The widget can be driven from Python as well; what it shows is text.
+
+# %%
+explore.grouping.value = "port × vantage"
+explore.port.value = 587
+print(explore.view.value.count("<tr>") - 1, "groups of port", explore.port.value)
+
+# %% [markdown]
+# Is it the network, or the servers? One silent server proves nothing; several operators do.
+
+# %%
+dk.egress(probes)[["vantage", "port", "verdict", "confidence", "why"]].round(3)
+
+# %% [markdown]
+# Mail logs answer the same question for mail that was really sent. Lines that only repeat an older failure are read
+# but never counted.
+
+# %%
+mail = dk.read("../data/postfix")
+dk.block_rates(mail)
+
+# %% [markdown]
+# Where attempts are lost: each step of the guide has its own denominator, the attempts that reached it.
+
+# %%
+_ = dk.plot_funnel(dk.funnel(mail))
+
+# %% [markdown]
+# What bounced is another question with another denominator: messages that had an answer.
+
+# %%
+dk.bounce_rates(mail).round(3)
+
+# %% [markdown]
+# And the port to use from the office, with its fallbacks, rules and sources.
+
+# %%
+dk.choose_port("application", provider="SendGrid", evidence=probes[probes["vantage"] == "office"])
+
+# %% [markdown]
+# ## What this does not tell you
+#
+# * Whether mail reached the inbox. Receivers never see the port you submitted on.
+# * How *your* network behaves: these are samples. Probe your own hosts: `dk.probe(["smtp.your-provider.example"])`.
+# * Why a single silent server is silent. Eight servers of several operators are evidence, one is an anecdote.
+# * A rate for ports nobody tried. What is not known stays missing.

@@ -1,0 +1,145 @@
+"""The shell: every command from outside, its forms, its exit codes, one line for an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from deliverkit.lab import Lab
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data"
+
+
+def run(*args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deliverkit", *map(str, args)]
+    env = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", env=env, timeout=120)
+
+
+def test_the_tour_runs_the_main_job_and_ends_in_a_report(tmp_path: Path) -> None:
+    done = run("tour", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("port 25: blocked by network", "port 587: open", "Use port 587", "bounced", "report.html"):
+        assert words in done.stdout, words
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Use port 587" in page and "office" in page and "guide:choose-" in page
+
+
+def test_help_names_every_command_and_each_command_has_help() -> None:
+    shown = run("--help").stdout
+    for verb in ["tour", "probe", "read", "rates", "choose", "report", "notebooks"]:
+        assert verb in shown and run(verb, "--help").returncode == 0
+
+
+def test_a_probe_of_open_ports_is_good_news_and_of_shut_ones_bad() -> None:
+    with Lab("isp-blocks-25") as lab:
+        host = lab.hosts[0]
+        doors = [f"{host}:{p}:{lab.connect_to[host, p][0]}:{lab.connect_to[host, p][1]}" for p in (25, 587)]
+        to = [word for door in doors for word in ("--connect-to", door)]
+        common = ["probe", host, "--no-pace", "--timeout", "1", *to]
+        good, bad = run(*common, "--ports", "587", "--json"), run(*common, "--ports", "25,587", "--csv")
+    assert (good.returncode, bad.returncode) == (0, 1), good.stderr + bad.stderr
+    [row] = json.loads(good.stdout)
+    assert row["verdict"] == "open" and row["port"] == 587
+    assert bad.stdout.splitlines()[0].startswith("time,origin,vantage")
+
+
+def test_frames_come_as_table_json_csv_and_parquet(tmp_path: Path) -> None:
+    table, text = run("read", DATA / "postfix"), run("read", DATA / "postfix", "--csv")
+    assert "rows more" in table.stdout and text.stdout.startswith("time,origin")
+    assert run("read", DATA / "postfix", "--parquet", tmp_path / "a.parquet").returncode == 0
+    frame = pd.read_parquet(tmp_path / "a.parquet")
+    assert len(frame) == len(json.loads(run("read", DATA / "postfix", "--json").stdout)) > 300
+    back = run("rates", tmp_path / "a.parquet", "--by", "port")
+    assert back.returncode == 0 and "port 25" in back.stdout and "95" not in back.stderr
+
+
+def test_rates_come_by_any_column() -> None:
+    done = run("rates", DATA / "probes.csv", "--by", "vantage,port", "--json")
+    rows = json.loads(done.stdout)
+    assert {row["vantage"] for row in rows} == {"office", "cloud", "home"} and len(rows) == 12
+
+
+def test_choose_answers_and_says_when_no_port_is_left() -> None:
+    assert json.loads(run("choose", "--provider", "ses", "--json").stdout)["port"] == 587
+    done = run("choose", "--sending", "relay", "--network", "Vultr")
+    assert done.returncode == 1 and done.stdout.startswith("No port is left")
+
+
+def test_a_report_is_written_and_named(tmp_path: Path) -> None:
+    done = run("report", DATA / "probes.csv", DATA / "bounces.mbox", "-o", tmp_path / "r.html", "--title", "A & B")
+    assert done.stdout.strip().endswith("r.html") and "A &amp; B" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+BAD = [
+    (["read", "nowhere.log"], "nowhere.log"),
+    (["read", "EMPTY"], "EMPTY"),
+    (["read", "JUNK"], "JUNK"),
+    (["read", "LONG"], "LONG"),
+    (["rates", "SENDS"], "SENDS"),
+    (["rates", "PROBES", "--by", "colour"], "colour"),
+    (["choose", "--provider", "nobody"], "nobody"),
+    (["choose", "--evidence", "nowhere"], "nowhere"),
+    (["probe", "mx.example", "--ports", "70000"], "70000"),
+    (["probe", "mx.example", "--timeout", "soon"], "soon"),
+    (["probe", ""], ""),
+    (["report", "PROBES", "-o", "r.docx"], "r.docx"),
+    (["read", "PROBES", "--parquet", "nowhere/x.parquet"], "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("args", "word"), BAD, ids=lambda a: " ".join(a) if isinstance(a, list) else "")
+def test_bad_input_is_one_clear_line_and_exit_code_2(args: list[str], word: str, tmp_path: Path) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "JUNK").write_bytes(bytes(range(256)) * 400)
+    (tmp_path / "LONG").write_bytes(b"x" * 10_000_000)
+    places = {"SENDS": DATA / "sends.csv", "PROBES": DATA / "probes.csv"}
+    done = run(*[places.get(arg, arg) for arg in args], cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and word.lower() in done.stderr.lower()
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("deliverkit: ")
+
+
+def test_words_argparse_does_not_know_end_in_2_as_well() -> None:
+    assert run("frobnicate").returncode == 2 and run("probe", "x", "--ports", "smtp").returncode == 2
+
+
+def test_a_host_that_does_not_resolve_is_a_row_not_an_error() -> None:
+    done = run("probe", "does-not-exist.invalid", "--ports", "25", "--timeout", "2", "--json")
+    [row] = json.loads(done.stdout)
+    assert done.returncode == 1 and row["verdict"] == "dns_fail" and row["reached"] == "dns"
+
+
+def test_notebooks_without_jupyterlab_name_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    import importlib.util
+
+    from deliverkit.cli import main
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["notebooks"]) == 3
+    assert 'pip install "deliverkit[notebooks]"' in capsys.readouterr().err
+
+
+def test_control_characters_from_outside_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "mail.log"
+    evil = "550 \x1b[2J\x1b]0;owned\x07 no"
+    path.write_text(
+        "Mar  1 10:00:00 mail postfix/smtp[9]: ABCDEF1234: to=<b@y.example>, relay=mx.y.example[192.0.2.1]:25, "
+        f"delay=1, delays=0/0/0/1, dsn=5.0.0, status=bounced (host mx.y.example[192.0.2.1] said: {evil})\n"
+    )
+    done = run("read", path)
+    assert done.returncode == 0 and "\x1b" not in done.stdout and "\x07" not in done.stdout
+
+
+def test_the_command_loads_nothing_heavy_before_it_is_needed() -> None:
+    heavy = "('pandas', 'numpy', 'dns', 'ssl', 'matplotlib')"
+    code = f"import deliverkit.cli, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

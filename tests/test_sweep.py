@@ -1,0 +1,533 @@
+"""Sweeps against servers on loopback: what counts as a target, deadlines, politeness, and how to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import smtplib
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import deliverkit as dk
+from deliverkit.errors import TargetError
+from deliverkit.resolve import Answer
+from deliverkit.schema import PROBES
+
+HOST = "mx1.aurora.example"
+Log = list[tuple[float, str, str]]  # time, connection, what happened
+
+
+def polite_server(sock: socket.socket, note: Callable[[str], None]) -> None:
+    """Greets late and notes every command."""
+    sock.settimeout(0.3)
+    with suppress(TimeoutError):
+        note("early " + repr(sock.recv(100)))
+    sock.settimeout(5)
+    sock.sendall(b"220 mx.example ESMTP\r\n")
+    for line in sock.makefile("rb"):
+        note(line.decode().strip())
+        sock.sendall(b"221 bye\r\n" if line.startswith(b"QUIT") else b"250-mx.example\r\n250 SIZE\r\n")
+        if line.startswith(b"QUIT"):
+            return
+
+
+def says(*parts: bytes, every: float = 0.0, hold: bool = True) -> Callable[..., None]:
+    """A server that sends the parts and then waits for the client to go, or goes itself."""
+
+    def act(sock: socket.socket, _: Callable[[str], None]) -> None:
+        for part in parts:
+            sock.sendall(part)
+            time.sleep(every)
+        while hold and sock.recv(4096):
+            pass
+
+    return act
+
+
+@contextmanager
+def server(act: Callable[..., None], family: int = socket.AF_INET) -> Iterator[tuple[int, Log]]:
+    """A loopback server that runs `act(sock, note)` in a thread per connection; its port and its log."""
+    log: Log = []
+    listener = socket.create_server(
+        ("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), family=family, backlog=512
+    )
+
+    def one(sock: socket.socket, name: str) -> None:
+        with sock, suppress(OSError):
+            act(sock, lambda text: log.append((time.monotonic(), name, text)))
+        log.append((time.monotonic(), name, "end"))
+
+    def accept() -> None:
+        with suppress(OSError):
+            for number in range(1000):
+                sock, _ = listener.accept()
+                log.append((time.monotonic(), str(number), "begin"))
+                threading.Thread(target=one, args=(sock, str(number)), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1], log
+    finally:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def one(port: int, asked: int = 25, **how: Any) -> dict[str, Any]:
+    """Probe one loopback server as if it were port `asked` of a host."""
+    how = {"timeout": 1, "pace": None, "progress": False} | how
+    [row] = dk.probe([HOST], asked, connect_to={(HOST, asked): ("127.0.0.1", port)}, **how).to_dict("records")
+    return {str(key): value for key, value in row.items()}
+
+
+# Targets
+
+
+@pytest.mark.parametrize(
+    ("targets", "ports", "how"),
+    [
+        (["a.example"], 0, {}),
+        (["a.example"], [25, 70000], {}),
+        (["a.example"], ["smtp"], {}),
+        (["a.example"], [True], {}),
+        (["a.example"], [25.5], {}),
+        ("a.example:0", [25], {}),
+        ("a.example:smtp", [25], {}),
+        ("a.example:", [25], {}),
+        ("", [25], {}),
+        ([" "], [25], {}),
+        (["a b"], [25], {}),
+        (["a..example"], [25], {}),
+        (["x" * 64 + ".example"], [25], {}),
+        (["a.example\r\nQUIT"], [25], {}),
+        (["http://a.example"], [25], {}),
+        ([None], [25], {}),
+        ([b"a.example"], [25], {}),
+        (["[::1"], [25], {}),
+        (["[nonsense]"], [25], {}),
+        (pd.DataFrame({"name": ["a.example"]}), [25], {}),
+        (pd.DataFrame({"host": ["a.example"], "port": [70000]}), [25], {}),
+        (pd.DataFrame({"host": [None]}), [25], {}),
+        ("a.example", [25], {"timeout": 0}),
+        ("a.example", [25], {"timeout": -1}),
+        ("a.example", [25], {"timeout": "slow"}),
+        ("a.example", [25], {"timeout": float("nan")}),
+        ("a.example", [25], {"timeout": float("inf")}),
+        ("a.example", [25], {"timeout": True}),
+        ("a.example", [25], {"timeout": None}),
+        ("a.example", [25], {"in_flight": 0}),
+        ("a.example", [25], {"in_flight": 1.5}),
+        ("a.example", [25], {"pace": "fast"}),
+        ("a.example", [25], {"ehlo_name": "a\r\nMAIL"}),
+        ("a.example", [25], {"ehlo_name": ""}),
+        ("a.example", [25], {"connect_to": "a:b"}),
+        ("a.example", [25], {"connect_to": ["a:70000:127.0.0.1:25"]}),
+        ("a.example", [25], {"connect_to": {"a.example": "127.0.0.1"}}),
+        ("a.example", [25], {"connect_to": {("a.example", 25): ("127.0.0.1", "smtp")}}),
+        ("a.example", [25], {"connect_to": {("a.example", 25): ("two words", 25)}}),
+        ("a.example", [25], {"connect_to": 5}),
+    ],
+)
+def test_what_must_not_be_run_is_refused_in_one_line(targets: Any, ports: Any, how: dict[str, Any]) -> None:
+    with pytest.raises(TargetError) as refusal:
+        dk.probe(targets, ports, resolver=lambda name: Answer((), "dns_nxdomain"), **how)
+    assert "\n" not in str(refusal.value)
+
+
+def nowhere(name: str) -> Answer:
+    return Answer((), "dns_nxdomain")
+
+
+def asked(targets: Any, ports: Any = (25, 587)) -> list[tuple[str, int]]:
+    frame = dk.probe(targets, ports, resolver=nowhere, connect_to="::127.0.0.1:1", pace=None, progress=False)
+    return list(zip(frame["host"], frame["port"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("a.example", [("a.example", 25), ("a.example", 587)]),
+        ("a.example:465", [("a.example", 465)]),
+        ("127.0.0.1:26", [("127.0.0.1", 26)]),
+        ("::1", [("::1", 25), ("::1", 587)]),
+        ("[::1]:26", [("::1", 26)]),
+        (["b.example:25", "a.example:25", "B.example.:25"], [("b.example", 25), ("a.example", 25)]),
+        (["bücher.example:25"], [("bücher.example", 25)]),
+        (pd.Series(["a.example:25"]), [("a.example", 25)]),
+        (pd.DataFrame({"host": ["a.example", "b.example"], "port": [25, None]}),
+         [("a.example", 25), ("b.example", 25), ("b.example", 587)]),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_targets_become_rows_in_the_order_asked(targets: Any, expected: list[tuple[str, int]]) -> None:
+    assert asked(targets) == expected
+
+
+def test_no_targets_give_an_empty_frame_with_all_columns() -> None:
+    assert list(dk.probe([], progress=False).columns) == PROBES.names
+
+
+def test_an_operator_given_with_the_host_is_kept() -> None:
+    table = pd.DataFrame({"host": ["a.example"], "operator": ["acme"]})
+    frame = dk.probe(table, 25, connect_to="::127.0.0.1:1", pace=None, vantage="office")
+    assert frame[["operator", "vantage", "origin", "attempted"]].iloc[0].tolist() == ["acme", "office", "probe", True]
+
+
+# connect_to
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda p: {(HOST, 25): ("127.0.0.1", p)},
+        lambda p: {(HOST, None): ("127.0.0.1", p)},
+        lambda p: {(None, 25): ("127.0.0.1", p)},
+        lambda p: {("", None): ("127.0.0.1", p)},
+        lambda p: {(HOST.upper() + ".", "25"): ("127.0.0.1", str(p))},
+        lambda p: f"{HOST}:25:127.0.0.1:{p}",
+        lambda p: ["other.example:25:127.0.0.1:1", f"::[127.0.0.1]:{p}"],
+        lambda p: iter([f"{HOST}::127.0.0.1:{p}", f"{HOST}:25:127.0.0.1:1"]),
+    ],
+)
+def test_connect_to_leads_elsewhere_in_each_form(form: Callable[[int], Any]) -> None:
+    with server(polite_server) as (port, _):
+        [row] = dk.probe(HOST, 25, connect_to=form(port), timeout=2, pace=None).to_dict("records")
+    assert (row["host"], row["port"], row["address"], row["verdict"]) == (HOST, 25, "127.0.0.1", "open_no_tls")
+
+
+def test_an_empty_right_side_keeps_what_was_asked() -> None:
+    with server(polite_server) as (port, _):
+        [row] = dk.probe(f"127.0.0.1:{port}", connect_to=[":::"], timeout=2, pace=None).to_dict("records")
+    assert (row["port"], row["address"], row["verdict"]) == (port, "127.0.0.1", "open_no_tls")
+
+
+def test_a_mapped_host_is_not_asked_of_the_dns() -> None:
+    def never(name: str) -> Answer:
+        raise AssertionError(name)
+
+    with server(polite_server) as (port, _):
+        assert one(port, resolver=never)["verdict"] == "open_no_tls"
+
+
+# Names
+
+
+@pytest.mark.parametrize("word", ["dns_nxdomain", "dns_nodata", "dns_servfail", "dns_timeout", "null_mx"])
+def test_a_name_without_address_is_a_row(word: str) -> None:
+    frame = dk.probe("gone.example", (25, 587), resolver=lambda name: Answer((), word), pace=None)
+    assert frame[["reached", "verdict", "failure", "step"]].drop_duplicates().to_numpy().tolist() == [
+        ["dns", "dns_fail", word, "connect"]
+    ]
+    assert frame["dns_s"].notna().all() and frame["address"].isna().all()
+
+
+def test_a_name_is_looked_up_once_however_many_ports_it_has() -> None:
+    seen: list[str] = []
+
+    def resolver(name: str) -> Answer:
+        seen.append(name)
+        return Answer(("127.0.0.1",))
+
+    frame = dk.probe(["a.example", "A.example."], (1, 2, 3), resolver=resolver, pace=None)
+    assert seen == ["a.example"] and frame["address"].tolist() == ["127.0.0.1"] * 3
+
+
+def test_slow_names_do_not_hold_up_fast_ones() -> None:
+    def resolver(name: str) -> Answer:
+        time.sleep(1.0 if name.startswith("slow") else 0.0)
+        return Answer((), "dns_nodata")
+
+    begun, times = time.monotonic(), []
+    names = [f"slow{i}.example" for i in range(8)] + [f"fast{i}.example" for i in range(8)]
+    dk.probe(names, 25, resolver=resolver, pace=None, progress=lambda *_: times.append(time.monotonic() - begun))
+    assert times[7] < 0.7 and times[-1] < 1.7
+
+
+def test_an_error_of_the_resolver_reaches_the_caller() -> None:
+    def broken(name: str) -> Answer:
+        raise RuntimeError("no such resolver")
+
+    with pytest.raises(RuntimeError, match="no such resolver"):
+        dk.probe("a.example", 25, resolver=broken)
+
+
+def test_ipv6_is_used_where_there_is_no_ipv4() -> None:
+    try:
+        with server(polite_server, socket.AF_INET6) as (port, _):
+            frame = dk.probe(f"six.example:{port}", resolver=lambda name: Answer(("::1",)), timeout=2, pace=None)
+    except OSError:
+        pytest.skip("this machine has no IPv6 on loopback")
+    assert frame[["address", "ehlo_name", "verdict"]].iloc[0].tolist() == ["::1", "[IPv6:::1]", "open_no_tls"]
+
+
+# Words from real sockets
+
+
+@pytest.mark.parametrize(
+    ("act", "asked", "expected"),
+    [
+        (says(), 25, ("banner", "accepts_no_banner", "banner_timeout")),
+        (says(), 465, ("tls", "accepts_no_banner", "tls_timeout")),
+        (says(hold=False), 25, ("banner", "closed_after_accept", "eof")),
+        (says(b"HTTP/1.1 400 Bad Request\r\n\r\n", hold=False), 25, ("banner", "not_smtp", "not_smtp")),
+        (says(b"HTTP/1.1 400 Bad Request\r\n\r\n", hold=False), 465, ("tls", "not_smtp", "tls_protocol")),
+        (says(b"220 mx ESMTP\r\n"), 465, ("tls", "open_tls_broken", "tls_protocol")),
+        (says(b"\x15\x03\x03\x00\x02\x02\x28", hold=False), 25, ("banner", "not_smtp", "wants_tls")),
+        (says(b"\x15\x03\x03\x00\x02\x02\x28"), 465, ("tls", "open_tls_broken", "tls_alert_handshake_failure")),
+        (says(b"421 4.3.2 closing\r\n", hold=False), 25, ("banner", "deferred", "smtp_4xx")),
+        (says(b"554 5.7.1 listed by spamhaus\r\n", hold=False), 25, ("banner", "rejected", "blocklisted")),
+    ],
+)
+def test_each_ending_has_its_words(act: Any, asked: int, expected: tuple[str, str, str]) -> None:
+    with server(act) as (port, _):
+        row = one(port, asked)
+    assert (row["reached"], row["verdict"], row["failure"]) == expected
+
+
+def test_a_closed_port_is_refused_with_its_errno_and_without_icmp() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        row = one(held.getsockname()[1])
+    assert (row["verdict"], row["failure"], row["errno"]) == ("closed", "tcp_refused", "ECONNREFUSED")
+    assert pd.isna(row["icmp_type"]) and row["text"] == "Connection refused" and row["blocked"]
+
+
+def test_a_refused_row_says_what_the_mode_of_the_port_would_have_been() -> None:
+    frame = dk.probe("127.0.0.1", (1, 465), connect_to="::127.0.0.1:1", pace=None)
+    assert frame["mode"].tolist() == ["starttls", "implicit"]
+
+
+def test_the_step_is_the_one_reached_and_the_outcome_fits() -> None:
+    with server(says(b"554 5.7.1 listed by spamhaus\r\n", hold=False)) as (port, _):
+        row = one(port)
+    assert (row["step"], row["outcome"], row["category"]) == ("rules", "failed", "reputation_block")
+    with server(polite_server) as (port, _):
+        row = one(port)
+    assert (row["step"], row["outcome"], row["mode"]) == ("rules", "passed", "cleartext")
+
+
+# The reference
+
+
+def test_smtplib_sees_the_same_server() -> None:
+    with dk.Lab("open") as lab:
+        address = lab.connect_to[HOST, 587]
+        row = dk.probe(HOST, 587, connect_to=lab.connect_to, pace=None).to_dict("records")[0]
+        with smtplib.SMTP(*address) as reference:
+            banner = "220 " + reference.connect(*address)[1].decode()
+            reference.ehlo("x")
+            features = " ".join(sorted(reference.esmtp_features)).upper()
+            reference.starttls()
+            reference.ehlo("x")
+            auth = " ".join(sorted(reference.esmtp_features["auth"].split()))
+            assert isinstance(reference.sock, socket.socket)
+            version, cipher = reference.sock.version(), reference.sock.cipher()  # type: ignore[attr-defined]
+    assert (row["banner"], row["features"], row["auth_after_tls"]) == (banner, features, auth)
+    assert (row["tls_version"], row["cipher"]) == (version, cipher[0])
+
+
+# Deadlines
+
+
+@pytest.mark.parametrize(
+    ("act", "failure"),
+    [
+        (says(), "banner_timeout"),
+        (says(b"220 ", *[b"x"] * 100, every=0.1), "banner_slow"),
+        (says(b"220 mx\r\n", *[b"250-x\r\n"] * 100, every=0.1), "total_timeout"),
+    ],
+)
+def test_a_server_that_is_slow_in_any_way_ends_at_the_deadline_of_its_stage(act: Any, failure: str) -> None:
+    with server(act) as (port, _):
+        begun = time.monotonic()
+        row = one(port, timeout=0.5)
+    assert row["failure"] == failure and time.monotonic() - begun < 2.0
+
+
+def test_a_tarpit_that_finishes_in_time_is_open() -> None:
+    banner = [bytes([c]) for c in b"220 tar\r\n"]
+    with server(says(*banner, every=0.05)) as (port, _):
+        row = one(port, timeout=1.5)
+    assert row["reached"] == "ehlo" and 0.3 < row["banner_s"] < 1.2
+
+
+def test_the_whole_probe_ends_even_if_every_stage_keeps_to_its_time() -> None:
+    from deliverkit.sweep import _limits
+
+    assert _limits(2)["total"] == 2 + 2 + 3 * 2 + 2
+    assert {word: _limits(word)["banner"] for word in ("quick", "standard", "patient")} == {
+        "quick": 10, "standard": 30, "patient": 300,
+    }  # fmt: skip
+    assert _limits("patient")["quit"] == 2
+
+
+def test_quit_is_not_waited_for_long() -> None:
+    def mute_at_quit(sock: socket.socket, note: Callable[[str], None]) -> None:
+        sock.sendall(b"220 mx\r\n")
+        for line in sock.makefile("rb"):
+            if not line.startswith(b"QUIT"):
+                sock.sendall(b"250 mx\r\n")
+
+    with server(mute_at_quit) as (port, _):
+        begun = time.monotonic()
+        row = one(port, timeout="standard")
+    assert row["verdict"] == "open_no_tls" and 1.5 < time.monotonic() - begun < 3.5
+
+
+def test_the_dead_cost_one_timeout_together() -> None:
+    with server(says()) as (port, _):
+        begun = time.monotonic()
+        routes = {(f"mx.op{i}.example", 25): ("127.0.0.1", port) for i in range(300)}
+        frame = dk.probe([host for host, _ in routes], 25, connect_to=routes, timeout=1, pace=None)
+    assert frame["failure"].eq("banner_timeout").all() and time.monotonic() - begun < 2.5
+
+
+def test_no_more_than_in_flight_are_open_at_once() -> None:
+    with server(says()) as (port, log):
+        routes = {(f"mx.op{i}.example", 25): ("127.0.0.1", port) for i in range(6)}
+        dk.probe([h for h, _ in routes], 25, connect_to=routes, timeout=0.3, pace=None, in_flight=2)
+        time.sleep(0.1)
+    live = peak = 0
+    for _, _, event in sorted(log):
+        live += {"begin": 1, "end": -1}.get(event, 0)
+        peak = max(peak, live)
+    assert peak <= 3  # two, and the server may hear of an end after the next beginning
+
+
+# Politeness
+
+
+def test_one_address_is_asked_once_a_second_and_one_at_a_time() -> None:
+    with server(polite_server) as (port, log):
+        routes = {("127.0.0.1", p): ("127.0.0.1", port) for p in (25, 587, 2525)}
+        dk.probe("127.0.0.1", (25, 587, 2525), connect_to=routes, timeout=3)
+    begins = [at for at, _, event in log if event == "begin"]
+    assert len(begins) == 3 and min(b - a for a, b in pairwise(begins)) > 0.95
+    events = [event for _, _, event in sorted(log) if event in ("begin", "end")]
+    assert events == ["begin", "end"] * 3
+
+
+def test_nothing_is_said_before_the_greeting_and_no_mail_is_begun() -> None:
+    with server(polite_server) as (port, log):
+        one(port, timeout=3)
+        time.sleep(0.1)
+    assert [event for _, _, event in log] == ["begin", "EHLO [127.0.0.1]", "QUIT", "end"]
+
+
+def test_one_operator_is_asked_twice_a_second() -> None:
+    with server(says(b"554 no\r\n", hold=False)) as (port, log):
+        dk.probe([f"mx{i}.op.example:25" for i in range(4)], connect_to=f"::127.0.0.1:{port}", timeout=3)
+    begins = [at for at, _, event in log if event == "begin"]
+    assert 1.4 < begins[-1] - begins[0] < 2.2
+
+
+def test_a_421_halves_the_pace_of_its_operator() -> None:
+    with server(says(b"421 4.7.0 too many\r\n", hold=False)) as (port, log):
+        dk.probe([f"mx{i}.op.example:25" for i in range(3)], connect_to=f"::127.0.0.1:{port}", timeout=3)
+    first, second, third = [at for at, _, event in log if event == "begin"]
+    assert second - first < 0.95 < third - second
+
+
+def test_all_together_are_at_most_a_hundred_a_second() -> None:
+    with server(says(b"554 no\r\n", hold=False)) as (port, log):
+        dk.probe([f"mx.op{i}.example:25" for i in range(60)], connect_to=f"::127.0.0.1:{port}", timeout=3)
+    begins = sorted(at for at, _, event in log if event == "begin")
+    assert 0.55 < begins[-1] - begins[0] < 3
+
+
+# Stopping, and where it runs
+
+
+def test_an_interrupt_stops_at_once_and_closes_everything() -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with server(says()) as (port, log), socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        routes = {(f"mx.op{i}.example", 25): ("127.0.0.1", port) for i in range(20)}
+        routes["mx.op0.example", 25] = held.getsockname()  # one row comes at once
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            dk.probe([h for h, _ in routes], 25, connect_to=routes, timeout=30, pace=None, progress=interrupt)
+        assert time.monotonic() - begun < 0.5
+        time.sleep(0.2)
+        events = [event for _, _, event in log]
+    assert events.count("begin") == events.count("end")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs os.kill with SIGINT")
+def test_ctrl_c_while_waiting_stops_within_half_a_second() -> None:
+    with server(says()) as (port, _):
+        sent: list[float] = []
+
+        def kill() -> None:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        timer = threading.Timer(0.3, kill)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            one(port, timeout=30)
+        assert time.monotonic() - sent[0] < 0.5
+
+
+def files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) if sys.platform == "linux" else 0
+
+
+def test_no_thread_and_no_socket_is_left_behind() -> None:
+    threads = threading.active_count()
+    with server(polite_server) as (port, _):
+        before = files()
+        one(port)
+        time.sleep(0.1)
+        assert files() <= before
+    time.sleep(0.1)
+    assert threading.active_count() <= threads
+
+
+def test_it_runs_where_a_loop_runs_already() -> None:
+    async def cell() -> pd.DataFrame:
+        return dk.probe("127.0.0.1:1", pace=None)
+
+    assert asyncio.run(cell())["verdict"].tolist() == ["closed"]
+
+
+def test_progress_is_told_row_by_row() -> None:
+    seen: list[tuple[int, int]] = []
+    dk.probe("127.0.0.1", (1, 2, 3), pace=None, progress=lambda *at: seen.append(at))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_bar_is_drawn_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    dk.probe("127.0.0.1", (1, 2), pace=None, progress=True)
+    assert "0/2" in capsys.readouterr().err
+    dk.probe("127.0.0.1", (1, 2), pace=None)  # no terminal here
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file limits there")
+def test_a_limit_on_open_files_makes_it_slower_and_not_wrong() -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with server(says()) as (port, _):
+        routes = {(f"mx.op{i}.example", 25): ("127.0.0.1", port) for i in range(40)}
+        used = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) if sys.platform == "linux" else 64
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
+        try:
+            frame = dk.probe([h for h, _ in routes], 25, connect_to=routes, timeout=0.4, pace=None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert set(frame["verdict"]) == {"accepts_no_banner"}
