@@ -60,6 +60,18 @@ def outcomes(attempts: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
+def failures(attempts: pd.DataFrame) -> pd.DataFrame:
+    """The failed rows of `ATTEMPTS`, one per message and recipient: of several the bounce report, else the last."""
+    failed = attempts[attempts["outcome"].eq("failed").fillna(False)]
+    if not {"message_id", "recipient", "origin"} <= set(failed):
+        return failed
+    ranked = failed.sort_values("origin", key=lambda origin: origin.eq("dsn").fillna(False), kind="stable")
+    told = ranked[["message_id", "recipient"]].notna().all(axis=1) & ranked.duplicated(
+        ["message_id", "recipient"], "last"
+    )
+    return ranked[~told].sort_index()
+
+
 def label(attempts: pd.DataFrame, sends: pd.DataFrame) -> pd.DataFrame:
     """A copy of the attempts with `client` and `campaign` (and `vantage`, if listed) from a send list.
 

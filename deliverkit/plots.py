@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from deliverkit.outcomes import failures
 from deliverkit.rates import block_rates
 from deliverkit.schema import ATTEMPTS, FUNNEL, RATES, STEPS
 from deliverkit.svg import OTHER, colour, text
@@ -38,7 +39,7 @@ def plot_block_rates(rates: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ends = [[max(rate - float(row["low"]), 0)], [max(float(row["high"]) - rate, 0)]]
         mark = "o" if pd.isna(port) else _MARKS.get(port, "v")
         ax.errorbar(x, rate, yerr=ends, fmt=mark, color=paint, capsize=4, mfc="none" if few else paint)
-        ax.annotate(text(rate, "rate"), (x, rate), xytext=(8, 0), textcoords="offset points", va="center")
+        ax.annotate(text(rate, "rate"), (x, rate), xytext=(6, 0), textcoords="offset points", va="center", size="small")
         labels.append("\n".join([*(text(row[key]) for key in keys), f"n = {row['attempts']}"]))
     ax.set_xticks(range(len(labels)), labels)
     ax.set(xlabel=", ".join(keys), xlim=(-0.6, max(len(labels), 1) - 0.3))
@@ -63,22 +64,20 @@ def plot_funnel(funnel: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_bounce_reasons(attempts: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw why attempts failed: counts per category, coloured and hatched by kind."""
+    """Draw why messages failed: counts per category (one per message and recipient), coloured and hatched by kind."""
     ATTEMPTS.check(attempts, ["category", "kind", "outcome"])
     ax = plt.gca() if ax is None else ax
-    failed = attempts[attempts["outcome"].eq("failed").fillna(False)].dropna(subset=["category"])
-    counts = failed.groupby(["category", "kind"], dropna=False, observed=True).size().sort_values()
-    seen = set()
-    for y, ((_, kind), n) in enumerate(counts.items()):  # type: ignore[misc]
-        name = "unknown" if pd.isna(kind) else str(kind)
-        paint, hatch = _KINDS.get(name, (OTHER, ".."))
-        label = "_" if name in seen else name
-        bar = ax.barh(y, n, color=paint, hatch=hatch, edgecolor="white", label=label)
-        ax.bar_label(bar, padding=3)
-        seen.add(name)
-    ax.set_yticks(range(len(counts)), [str(category) for category, _ in counts.index])
-    ax.set(xlabel=f"failed attempts (n = {len(failed)})")
-    if seen:
+    failed = failures(attempts).dropna(subset=["category"])
+    keyed = failed.assign(kind=failed["kind"].fillna("unknown"))
+    counts = keyed.groupby(["category", "kind"], observed=True).size().sort_values().reset_index(name="n")
+    for kind, rows in counts.groupby("kind"):
+        paint, hatch = _KINDS.get(str(kind), (OTHER, ".."))
+        bars = ax.barh(rows.index, rows["n"], color=paint, hatch=hatch, edgecolor="white", label=str(kind))
+        ax.bar_label(bars, padding=3)
+    ax.set_yticks(range(len(counts)), [str(name).replace("_", " ") for name in counts["category"]])
+    ax.set(xlabel=f"failed messages (n = {len(failed)})")
+    ax.margins(x=0.12)  # room for the numbers
+    if len(counts):
         ax.legend(title="kind", frameon=False, loc="lower right")
     return ax
 
@@ -90,15 +89,16 @@ def plot_timeline(attempts: pd.DataFrame, *, by: str = "day", ax: Axes | None = 
     steps = {"hour": "h", "day": "D", "week": "W-MON", "month": "MS"}
     if len(rates):
         every = pd.date_range(rates[by].min(), rates[by].max(), freq=steps[by])
-    for port, rows in rates.groupby("port"):
+    for port in sorted(int(port) for port in rates["port"].unique()):
+        rows = rates[rates["port"] == port]
         line = rows.set_index(by)[["rate", "low", "high"]].astype(float).reindex(every)
         label = f"{port} (n = {rows['attempts'].sum()})"
-        at = np.asarray(line.index.tz_localize(None))
+        at = np.asarray(every.tz_localize(None))
         ax.plot(at, line["rate"], marker=_MARKS.get(port, "v"), color=colour(port), label=label)
         ax.fill_between(at, line["low"], line["high"], color=colour(port), alpha=0.15, linewidth=0)
     _share_axis(ax, "attempts blocked")
     ax.set(xlabel=by)
     ax.tick_params(axis="x", rotation=30)
     if len(rates):
-        ax.legend(title="port", frameon=False)
+        ax.legend(title="port", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     return ax

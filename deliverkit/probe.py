@@ -214,57 +214,57 @@ def judge(der: bytes, chain: tuple[bytes, ...], host: str, now: datetime) -> dic
 
     Trust stays missing where the chain, or what this machine trusts, is not known.
     """
-    try:
-        columns, names, begins, own, trusted = _read(der, chain)
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        return {}  # OpenSSL could read it, a stricter parser cannot: nothing is known, nothing is said
-    matches = bool({host.lower().rstrip("."), f"*.{host.lower().rstrip('.').partition('.')[2]}"} & names)
-    problem = "expired" if columns["cert_not_after"] < now else "not_yet" if begins > now else None
-    trusted = False if problem else trusted
-    if trusted is not True and problem is None:
-        problem = "self_signed" if own else "unknown_ca" if trusted is False else None
-    problem = problem or (None if matches else "name_mismatch")
-    return columns | {"cert_matches": matches, "cert_trusted": trusted, "cert_problem": problem}
+    row = dict(_read(der, chain, now))
+    low, names = host.lower().rstrip("."), row.pop("names", ())
+    matches = low in names or f"*.{low.partition('.')[2]}" in names
+    problem = row.get("cert_problem") or (None if matches else "name_mismatch")
+    return row and row | {"cert_matches": matches, "cert_problem": problem}
 
 
 @lru_cache(maxsize=4096)
-def _read(der: bytes, chain: tuple[bytes, ...]) -> tuple[dict[str, Any], set[str], datetime, bool, bool | None]:
-    """Columns, names, first day, whether it signed itself, and whether its chain ends at a root of ours."""
-    leaf = x509.load_der_x509_certificate(der)
-    dns: list[str] = []
-    addresses: list[str] = []
-    with suppress(x509.ExtensionNotFound):
-        san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        dns = [safe(name.lower()) for name in san.get_values_for_type(x509.DNSName)]
-        addresses = [str(address) for address in san.get_values_for_type(x509.IPAddress)]
+def _read(der: bytes, chain: tuple[bytes, ...], now: datetime) -> dict[str, Any]:
+    try:
+        leaf = x509.load_der_x509_certificate(der)
+        sans = [e.value for e in leaf.extensions if isinstance(e.value, x509.SubjectAlternativeName)]
+        common, maker = x509.NameOID.COMMON_NAME, x509.NameOID.ORGANIZATION_NAME
+        subject, issuer = leaf.subject.get_attributes_for_oid, leaf.issuer.get_attributes_for_oid
+        titles, makers = subject(common), [*issuer(common), *issuer(maker)]
+    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return {}  # OpenSSL could read it, a stricter parser cannot: nothing is known, nothing is said
+    dns = [safe(name.lower()) for san in sans for name in san.get_values_for_type(x509.DNSName)]
+    names = [*dns, *(str(address) for san in sans for address in san.get_values_for_type(x509.IPAddress))]
     own = False
     with suppress(InvalidSignature, UnsupportedAlgorithm, TypeError, ValueError):
         leaf.verify_directly_issued_by(leaf)
         own = True
-    common, maker = x509.NameOID.COMMON_NAME, x509.NameOID.ORGANIZATION_NAME
-    subject, issuer = leaf.subject.get_attributes_for_oid, leaf.issuer.get_attributes_for_oid
-    columns = {
-        "cert_subject": next((safe(str(a.value)) for a in subject(common)), None),
-        "cert_names": " ".join(dns + addresses)[:2000] or None,
-        "cert_issuer": next((safe(str(a.value)) for a in [*issuer(common), *issuer(maker)]), None),
+    problem = "expired" if leaf.not_valid_after_utc < now else "not_yet" if leaf.not_valid_before_utc > now else None
+    trusted = False if problem else _trusted(leaf, chain, dns, own)
+    if problem is None and trusted is not True:
+        problem = "self_signed" if own else "unknown_ca" if trusted is False else None
+    return {
+        "names": frozenset(names),
+        "cert_subject": safe(str(titles[0].value)) if titles else None,
+        "cert_names": " ".join(names)[:2000] or None,
+        "cert_issuer": safe(str(makers[0].value)) if makers else None,
         "cert_not_after": leaf.not_valid_after_utc,
+        "cert_trusted": trusted,
+        "cert_problem": problem,
     }
-    trusted: bool | None = None
-    if (roots := _roots()) and (own or leaf in roots):
-        trusted = leaf in roots
-    elif roots and dns and chain:  # the name is judged apart, so any that it has will do here
-        store = verification.PolicyBuilder().store(verification.Store(roots))
-        try:
-            verifier = store.build_server_verifier(x509.DNSName(dns[0].replace("*", "any")))
-            rest = [x509.load_der_x509_certificate(part) for part in chain[1:]]
-            verifier.verify(leaf, [part for part in rest if part.issuer != part.subject])  # roots come from us only
-            trusted = True
-        except (
-            verification.VerificationError,
-            ValueError,
-        ) as problem:  # a chain that ends nowhere, or a rule of form only?
-            trusted = False if "no interior errors" in str(problem) else None
-    return columns, {*dns, *addresses}, leaf.not_valid_before_utc, own, trusted
+
+
+def _trusted(leaf: x509.Certificate, chain: tuple[bytes, ...], dns: list[str], own: bool) -> bool | None:
+    roots = _roots()
+    if not roots or own or leaf in roots:
+        return leaf in roots if roots else None
+    try:  # the name is judged apart, so any that the certificate has will do here; roots come from us only
+        parts = [x509.load_der_x509_certificate(part) for part in chain[1:]]
+        policy = verification.PolicyBuilder().store(verification.Store(roots))
+        verifier = policy.build_server_verifier(x509.DNSName(dns[0].replace("*", "any")))
+        verifier.verify(leaf, [part for part in parts if part.issuer != part.subject])
+    except (verification.VerificationError, ValueError, IndexError) as problem:
+        ends = "no interior errors" in str(problem)  # the chain ends nowhere; else a rule of form was broken
+        return False if ends and chain else None
+    return True
 
 
 @cache

@@ -15,7 +15,7 @@ from deliverkit import __version__, facts, svg
 from deliverkit.advice import Advice
 from deliverkit.egress import egress
 from deliverkit.errors import FormatError, SchemaError
-from deliverkit.outcomes import outcomes
+from deliverkit.outcomes import failures, outcomes
 from deliverkit.rates import HEADINGS, block_rates, bounce_rates
 from deliverkit.rules import choose_port
 from deliverkit.schema import ATTEMPTS, STEPS
@@ -135,7 +135,7 @@ def _mail(mail: pd.DataFrame, hide: Any) -> dict[str, Any]:
         "chart": Markup(svg.bars(rates, title="Share of answered messages that bounced", key=by or [])),
         "never_left": int(early.sum()),
         "recipients": len(ends),
-        "reasons": _reasons(mail[mail["outcome"].eq("failed").fillna(False)], hide),
+        "reasons": _reasons(failures(mail), hide),
         "examples": [
             (hide(r), code, hide(said["text"].get(r, ""))) for r, code in shown[["recipient", "status_code"]].values
         ],

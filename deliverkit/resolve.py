@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -22,41 +22,35 @@ class Answer(NamedTuple):
 def _resolver(nameserver: str | None) -> dns.resolver.Resolver:
     if nameserver is None:
         return dns.resolver.Resolver()
-    address, _, port = nameserver.rpartition(":") if nameserver.count(":") == 1 else (nameserver, "", "53")
-    made = dns.resolver.Resolver(configure=False)
-    made.nameservers, made.port = [address], int(port)
+    made, (address, _, port) = dns.resolver.Resolver(configure=False), nameserver.partition(":")
+    made.nameservers, made.port = ([address], int(port)) if port.isdigit() else ([nameserver], 53)
     return made
 
 
-def _ask(name: str, kinds: Iterable[str], nameserver: str | None, timeout: float) -> tuple[list[Any], str]:
-    """The records of the first kind that has any, or a word; one failing kind does not hide the next."""
+def _ask(name: str, kinds: tuple[str, ...], nameserver: str | None, timeout: float) -> tuple[list[Any], str]:
     word = "dns_nodata"
     for kind in kinds:
         try:
             return list(_resolver(nameserver).resolve(name, kind, lifetime=timeout, search=False)), ""
-        except dns.resolver.NXDOMAIN:
-            return [], "dns_nxdomain"
         except dns.resolver.NoAnswer:
-            continue
+            continue  # one kind without records, or failing, does not hide the next
         except dns.exception.Timeout:
             word = "dns_timeout"
         except (dns.resolver.NoNameservers, dns.resolver.NoResolverConfiguration):
             word = "dns_servfail"  # also REFUSED and answers that cannot be read
         except dns.exception.DNSException:
-            return [], "dns_nxdomain"  # a name that no zone can hold
+            return [], "dns_nxdomain"  # also a name that no zone can hold
     return [], word
 
 
 def addresses(host: str, *, nameserver: str | None = None, timeout: float = 5.0) -> Answer:
     """IPv4 addresses of a host, or its IPv6 addresses if it has none; an address is its own answer.
 
-    `nameserver` is an address or address:port (default: the system's), `timeout` is seconds per question.
-    Failures: dns_nxdomain, dns_nodata, dns_servfail, dns_timeout. Never raises for what the DNS says.
+    `nameserver` is an address or address:port (default: the system's), `timeout` is seconds per question. Never
+    raises for what the DNS says: failures are dns_nxdomain, dns_nodata, dns_servfail, dns_timeout.
     """
-    try:
+    with suppress(ValueError):
         return Answer((str(ip_address(host)),))
-    except ValueError:
-        pass
     if host.lower().rstrip(".") == "localhost":  # RFC 6761: never a question for the DNS
         return Answer(("127.0.0.1", "::1"))
     records, word = _ask(host, ("A", "AAAA"), nameserver, timeout)
@@ -66,7 +60,7 @@ def addresses(host: str, *, nameserver: str | None = None, timeout: float = 5.0)
 def mx_hosts(domain: str, *, nameserver: str | None = None, timeout: float = 5.0) -> Answer:
     """Mail servers of a domain, most preferred first; the domain itself if it has no MX (RFC 5321, 5.1).
 
-    Failures as in `addresses`, and null_mx for a domain that takes no mail (RFC 7505).
+    Failures are those of `addresses`, and null_mx for a domain that takes no mail (RFC 7505).
     """
     records, word = _ask(domain, ("MX",), nameserver, timeout)
     if word == "dns_nodata":

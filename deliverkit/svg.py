@@ -31,7 +31,7 @@ def text(value: Any, name: str = "") -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _count(row: Mapping[str, Any]) -> tuple[Any, Any]:
+def _count(row: Mapping[Any, Any]) -> tuple[Any, Any]:
     for hits, total in (("blocked", "attempts"), ("passed", "reached")):
         if total in row:
             return row[hits], row[total]

@@ -41,7 +41,6 @@ _PLACE = re.compile(r"(?:\[([^\]]*)\]|([\w.-]+))(?::(.*))?")  # host, host:port,
 _CURL = re.compile(r"(\[[^\]]*\]|[^:]*):(\d*):(\[[^\]]*\]|[^:]*):(\d*)")
 _STEPS = {"dns": "connect", "tcp": "connect", "banner": "rules", "ehlo": "rules"}  # `reached` -> step; else encryption
 _READ, _WRITE, _WAIT = selectors.EVENT_READ, selectors.EVENT_WRITE, object()
-_recv = socket.socket.recv  # past the TLS layer of an SSLSocket
 _ERRQUEUE = socket.MSG_ERRQUEUE if sys.platform == "linux" else 0
 _RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}  # Linux, ip(7)
 
@@ -187,7 +186,8 @@ class _Line:
         self.ask, self.out, self.due, self.wants = Ask("connect", "connect"), b"", 0.0, _WRITE
         self.talk: Generator[Ask, Event, None] | None = None
         self.row: dict[str, Any] = {}  # the dialogue's, once there is one
-        self.peek, self.raw = True, False  # TLS: nothing has come so far; it was plain text
+        self.tls: ssl.SSLObject | None = None
+        self.came, self.goes, self.text, self.fresh = ssl.MemoryBIO(), ssl.MemoryBIO(), b"", True
 
 
 class _Sweep:
@@ -208,7 +208,7 @@ class _Sweep:
         self.free: dict[str, float] = {}  # when an address may be asked again: never while it is busy
         self.turn: dict[str, float] = {}  # and when its operator
         self.pause: dict[str, float] = defaultdict(lambda: 0.5)
-        self.next, self.stopped, self.tick = 0.0, False, count()
+        self.next, self.stopped, self.tick, self.begun = 0.0, False, count(), datetime.now(UTC)
         self.selector, self.context = selectors.DefaultSelector(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE  # heard first, judged afterwards
         self.context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED  # an old server is a finding, not an error
@@ -321,8 +321,7 @@ class _Sweep:
         name = self.ehlo_name or (f"[IPv6:{own}]" if ":" in own else f"[{own}]")
         dialogue = Dialogue(implicit=line.job.port in IMPLICIT, ehlo_name=name, now=now)
         dialogue.row["connect_s"], line.row, line.talk = now - line.began, dialogue.row, dialogue.run()
-        line.ask = next(line.talk)
-        self._until(line, line.ask.stage)
+        self._asked(line, next(line.talk))
         self._feed(line, "reset" if code else self._act(line))
 
     def _feed(self, line: _Line, event: Any) -> None:
@@ -332,28 +331,44 @@ class _Sweep:
                 ask = line.talk.send((monotonic(), event))
             except StopIteration:
                 return self._close(line)
-            if ask.stage != line.ask.stage:
-                self._until(line, ask.stage)
-            line.ask, line.out = ask, ask.data
+            self._asked(line, ask)
             event = self._act(line)
 
+    def _asked(self, line: _Line, ask: Ask) -> None:
+        if ask.stage != line.ask.stage:
+            self._until(line, ask.stage)
+        line.ask = ask
+        if ask.what == "tls":
+            host = line.job.host.rstrip(".")
+            name = None if _is_ip(host) else host.encode("idna").decode()  # an address is no name to ask for
+            line.tls = self.context.wrap_bio(line.came, line.goes, server_hostname=name)
+        elif line.tls:
+            line.text = ask.data
+        else:
+            line.out = ask.data
+
     def _act(self, line: _Line) -> Any:
-        """Read, send or shake hands: the event for the dialogue, or _WAIT once the selector knows for what."""
+        """Send, read or shake hands: the event for the dialogue, or _WAIT once the selector knows for what."""
         try:
-            if line.ask.what == "read":
-                return (_recv(line.sock, 16384) if line.raw else line.sock.recv(16384)) or "eof"
-            while line.out:
-                line.out = line.out[line.sock.send(line.out) :]
-            return self._encrypt(line) if line.ask.what == "tls" else None
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as need:
-            sending = isinstance(need, ssl.SSLWantWriteError) or (
-                line.ask.what == "send" and type(need) is BlockingIOError
-            )
-            if line.wants != (wants := _WRITE if sending else _READ):
+            while True:
+                event = self._inside(line) if line.tls else None if line.ask.what == "send" else _WAIT
+                while line.out:
+                    line.out = line.out[line.sock.send(line.out) :]
+                if event is not _WAIT:
+                    return event
+                if not (data := line.sock.recv(16384)):
+                    return "eof"
+                if line.tls and line.ask.what == "tls" and line.fresh and data[0] not in (20, 21, 22, 23):
+                    line.tls = None  # plain text where TLS should begin: words for the dialogue
+                if not line.tls:
+                    return data
+                line.fresh = not line.came.write(data)
+        except BlockingIOError:
+            if line.wants != (wants := _WRITE if line.out else _READ):
                 self.selector.modify(line.fd, wants, line)
                 line.wants = wants
             return _WAIT
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+        except ssl.SSLZeroReturnError:
             return "eof"
         except ssl.SSLError as problem:
             line.row["text"] = (problem.reason or "").replace("_", " ").lower() or None
@@ -362,22 +377,24 @@ class _Sweep:
             line.row["errno"] = _symbol(problem.errno)
             return "timeout" if problem.errno == errno.ETIMEDOUT else "reset"
 
-    def _encrypt(self, line: _Line) -> Any:
-        host = line.job.host.rstrip(".")
-        if not isinstance(line.sock, ssl.SSLSocket):
-            name = None if _is_ip(host) else host.encode("idna").decode()  # an address is no name to ask for
-            line.sock = self.context.wrap_socket(line.sock, do_handshake_on_connect=False, server_hostname=name)
-        if line.peek:
-            with suppress(BlockingIOError):
-                line.peek = (head := _recv(line.sock, 1, socket.MSG_PEEK)) == b""
-                line.raw = head not in b"\x14\x15\x16\x17"
-            if line.raw:  # plain text where TLS should begin: words for the dialogue
-                return _recv(line.sock, 16384)
-        line.sock.do_handshake()
-        source: Any = line.sock if sys.version_info >= (3, 13) else cast(Any, line.sock)._sslobj
+    def _inside(self, line: _Line) -> Any:
+        """The same within TLS, between buffers of our own, so that no byte is lost to OpenSSL."""
+        assert line.tls
+        try:
+            if line.ask.what == "read":
+                return line.tls.read(16384)
+            if line.ask.what == "send":
+                line.text = line.text[line.tls.write(line.text) if line.text else 0 :]
+                return None
+            line.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return _WAIT
+        finally:
+            line.out += line.goes.read()
+        source: Any = line.tls if sys.version_info >= (3, 13) else cast(Any, line.tls)._sslobj
         parts = [c if isinstance(c, bytes) else c.public_bytes(2) for c in source.get_unverified_chain() or ()]
-        seen = judge(line.sock.getpeercert(True) or b"", tuple(parts), host, datetime.now(UTC))
-        return {"tls_version": line.sock.version(), "cipher": (line.sock.cipher() or [None])[0], **seen}
+        seen = judge(line.tls.getpeercert(True) or b"", tuple(parts), line.job.host, self.begun)
+        return {"tls_version": line.tls.version(), "cipher": (line.tls.cipher() or [None])[0], **seen}
 
     def _unconnected(self, line: _Line, code: int, at_once: bool = False) -> None:
         line.row = _why(code, at_once, _icmp(line.sock) if _ERRQUEUE else {})

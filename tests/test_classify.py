@@ -150,7 +150,10 @@ def test_a_long_text_is_cut() -> None:
     ("text", "blocked"),
     [
         ("connect to mx.example[192.0.2.1]:25: Connection timed out", True),
-        ("Host or domain name not found. Name service error for name=mx.example type=A: Host not found, try again", False),
+        (
+            "Host or domain name not found. Name service error for name=mx.example type=A: Host not found, try again",
+            False,
+        ),
         ("mail for mx.example loops back to myself", False),
     ],
 )

@@ -293,8 +293,12 @@ def test_a_chain_to_nobody_is_an_unknown_ca(roots: None) -> None:
 
 
 def test_without_a_chain_nothing_is_said_of_trust(roots: None) -> None:
-    row = judge(der(make("mx", ["mx.a.example"], by=ROOT)), (), "mx.a.example", NOW)
+    row = judge(der(make("mx", ["mx.a.example"], by=STRANGER)), (), "mx.a.example", NOW)
     assert row["cert_trusted"] is None and row["cert_problem"] is None
+
+
+def test_a_server_that_sends_its_leaf_alone_ends_at_an_unknown_ca(roots: None) -> None:
+    assert verdict(make("mx", ["mx.a.example"], by=STRANGER)) == (False, True, "unknown_ca")
 
 
 @pytest.mark.parametrize(("days", "word"), [((-9, -1), "expired"), ((1, 9), "not_yet")])

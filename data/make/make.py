@@ -35,7 +35,7 @@ CLIENTS = {"harbour-books": "Harbour Books", "alpine-travel": "Alpine Travel"}
 CAMPAIGN = "autumn-letter"
 PORTS = (25, 2525, 587, 25, 587, 465, 2525, 465)  # the way to each of the receiving domains
 NAMES = "anna ben carla david elif farid greta hugo ines jonas kira luis mara nils olga piet rosa sven tara uwe"
-FATES = [""] * 40 + "unknown unknown unknown full spam grey grey block block big auth".split()
+FATES = [""] * 40 + ["unknown", "unknown", "unknown", "full", "spam", "grey", "grey", "block", "block", "big", "auth"]
 WAIT_S = 75
 STAMP = re.compile(r"^[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d", re.MULTILINE)
 
