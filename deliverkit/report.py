@@ -12,17 +12,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deliverkit import __version__, facts, svg
-from deliverkit.advice import Advice
 from deliverkit.egress import egress
 from deliverkit.errors import FormatError, SchemaError
 from deliverkit.outcomes import failures, outcomes
 from deliverkit.rates import HEADINGS, block_rates, bounce_rates
 from deliverkit.rules import choose_port
-from deliverkit.schema import ATTEMPTS, STEPS
+from deliverkit.schema import ATTEMPTS, PROBES, STEPS
 
 _ADDRESS = re.compile(r"(?:\"(?:[^\"\\\n]|\\.){0,64}\"|([^\s<>()\[\]:;,\"@])[^\s<>()\[\]:;,\"@]{0,63})@([\w.-]{1,255})")
 _TABLE = {name: heading for name, heading in HEADINGS.items() if not name.startswith("by_")}
-_EXAMPLE = 160  # characters of a reply that are shown
+_EXAMPLE, _SHOWN = 160, 10  # characters of a reply and bounced recipients that are shown
 
 
 def mask(text: Any) -> Any:
@@ -64,28 +63,27 @@ def report(attempts: pd.DataFrame, *, title: str = "Did our mail leave, and did 
     ATTEMPTS.check(attempts, ["port", "blocked", "origin", "outcome", "category", "step", "text"])
     if attempts.empty:
         raise SchemaError("attempts: there is nothing to report, the frame has no rows")
-    probed = attempts["origin"].eq("probe").fillna(False)
-    doors, mail = (attempts[probed] if probed.any() else attempts), attempts[~probed]
+    data = PROBES.build(attempts[[name for name in PROBES.names if name in attempts]])
+    probed = data["origin"].eq("probe").fillna(False)
+    doors, mail = data[probed] if probed.any() else data, data[~probed]
     hide = mask if mask_recipients else (lambda text: text)
-    networks = [str(n) for n in doors["vantage"].dropna().unique()] if "vantage" in doors else []
+    networks = [str(name) for name in doors["vantage"].dropna().unique()]
     keys = ["vantage", "port"] if len(networks) > 1 else ["port"]
     rates = block_rates(doors, keys)
-    everything = block_rates(doors, [])
-    advice = _advice(doors, networks, sending=sending, policy=policy, provider=provider)
+    places = [(name, doors[doors["vantage"] == name]) for name in networks] if len(networks) > 1 else [("", doors)]
     words = {
         "title": title,
         "version": __version__,
-        "advice": advice,
-        "period": attempts["time"].agg(["min", "max"]) if "time" in attempts else None,
-        "rates": rates,
-        "overall": everything.to_dict("records")[0] if len(everything) else None,
+        "advice": [(name, choose_port(sending, policy, provider, evidence=rows)) for name, rows in places],
+        "period": data["time"].agg(["min", "max"]),
+        "overall": next(iter(block_rates(doors, []).to_dict("records")), None),
         "chart": Markup(svg.bars(rates, title="Share of attempts blocked", key=keys)),
         "table": Markup(svg.table(rates, caption="Block rates", columns={k: k for k in keys} | _TABLE)),
-        "egress": _egress(doors) if probed.any() and "verdict" in doors else None,
+        "egress": egress(doors).to_dict("records") if doors["verdict"].notna().any() else None,
         "blocks": _reasons(doors[doors["blocked"].eq(True).fillna(False)], hide),
-        "counts": attempts["origin"].value_counts().to_dict(),
-        "skipped": int(attempts["attempted"].eq(False).fillna(False).sum()) if "attempted" in attempts else 0,
-        "unknown": rates.attrs.get("unknown", 0),
+        "counts": data["origin"].value_counts().to_dict(),
+        "skipped": int(data["attempted"].eq(False).fillna(False).sum()),
+        "unknown": rates.attrs["unknown"],
         "mail": _mail(mail, hide) if len(mail) else None,
         "differs": facts.tables("guide")["differs"],
     }
@@ -94,50 +92,32 @@ def report(attempts: pd.DataFrame, *, title: str = "Did our mail leave, and did 
     return Report(pages.get_template("report.html").render(words))
 
 
-def _advice(doors: pd.DataFrame, networks: list[str], **asked: Any) -> list[tuple[str, Advice]]:
-    """What to do, once per network."""
-    if len(networks) < 2:
-        return [("", choose_port(evidence=doors, **asked))]
-    return [(n, choose_port(evidence=doors[doors["vantage"] == n], **asked)) for n in networks]
-
-
-def _egress(doors: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(k): v for k, v in row.items()} for row in egress(doors).to_dict("records")]
-
-
 def _reasons(failed: pd.DataFrame, hide: Any, most: int = 12) -> list[dict[str, Any]]:
     """Counts per category, largest first, with what it means, whether a port can cure it, and an example."""
     meanings = facts.table("categories").set_index("category")
     made = []
-    for category, rows in failed.dropna(subset=["category"]).groupby("category"):
+    for category, rows in failed.groupby("category"):
         said = rows["text"].dropna()
-        about = {str(name): value for name, value in meanings.loc[str(category)].items()}
         example = hide(said.value_counts().index[0])[:_EXAMPLE] if len(said) else ""
-        made.append({"category": str(category).replace("_", " "), "count": len(rows), "example": example} | about)
+        about = {str(name): value for name, value in meanings.loc[str(category)].items()}
+        made.append(about | {"category": str(category).replace("_", " "), "count": len(rows), "example": example})
     return sorted(made, key=lambda row: (-row["count"], row["category"]))[:most]
 
 
 def _mail(mail: pd.DataFrame, hide: Any) -> dict[str, Any]:
     """How messages ended: rates per client, never left against bounced, reasons, some recipients."""
-    ends = outcomes(mail)
+    ends, failed = outcomes(mail), failures(mail)
     by = "client" if ends["client"].notna().any() else None
-    bounced = ends[ends["final"].eq("bounced").fillna(False)]
-    reached = mail["step"].map({step: i for i, step in enumerate(STEPS)})
-    kept = mail.assign(reached=reached)[mail["attempted"].fillna(True).astype(bool)]
-    last = kept.groupby("recipient")["reached"].max()
-    unsent = ends[ends["final"].isin(["expired", "open"])]
-    early = unsent["recipient"].map(last).fillna(0) < STEPS.index("relay")
-    rates = bounce_rates(ends, by)
-    said = mail.drop_duplicates("recipient", keep="last").set_index("recipient")
-    shown = bounced.head(10)
+    bounced, unsent = ends[ends["final"] == "bounced"], ends[ends["final"].isin(["expired", "open"])]
+    tried = mail[mail["attempted"].fillna(True).astype(bool)]
+    far = tried["step"].map({step: i for i, step in enumerate(STEPS)}).groupby(tried["recipient"]).max()
+    some = failed[failed["recipient"].isin(bounced["recipient"])].head(_SHOWN)
     return {
         "overall": bounce_rates(ends).to_dict("records")[0],
-        "chart": Markup(svg.bars(rates, title="Share of answered messages that bounced", key=by or [])),
-        "never_left": int(early.sum()),
+        "chart": Markup(svg.bars(bounce_rates(ends, by), title="Share of answered messages bounced", key=by or [])),
+        "never_left": int((unsent["recipient"].map(far).fillna(0) < STEPS.index("relay")).sum()),
         "recipients": len(ends),
-        "reasons": _reasons(failures(mail), hide),
-        "examples": [
-            (hide(r), code, hide(said["text"].get(r, ""))) for r, code in shown[["recipient", "status_code"]].values
-        ],
+        "reasons": _reasons(failed, hide),
+        "examples": [(hide(r.recipient), r.status_code, hide(r.text)) for r in some.itertuples()],
         "bounced": len(bounced),
     }

@@ -111,8 +111,6 @@ def _judge(row: dict[str, Any], policy: str) -> dict[str, Any]:
     if not weighed:  # no rule of this policy speaks of the port
         return row | {"verdict": "exclude", "fits": fits, "reason": f"the {policy} policy does not name it"}
     worst = max(_VERDICTS.index(rule["verdict"]) for rule in weighed)
-    if worst < _VERDICTS.index("exclude") and policy == "provider":  # its own recommendation outranks the rest
-        worst = min(_VERDICTS.index(rule["verdict"]) for rule in weighed)
     deciding = [rule for rule in weighed if _VERDICTS.index(rule["verdict"]) == worst]
     said = deciding + [rule for rule in fits if rule["verdict"] == "note"]
     reason = "; ".join(dict.fromkeys(rule["reason"] for rule in said))
