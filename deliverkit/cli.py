@@ -123,10 +123,9 @@ def _notebooks(args: argparse.Namespace) -> int:
     if folder.name.startswith("_"):  # an installed wheel: work on a copy, with the data the notebooks open
         for name in ("notebooks", "data"):
             if not (Path(args.folder) / name).exists():
-                shutil.copytree(_shipped(name), Path(args.folder) / name)
+                shutil.copytree(_shipped(name), Path(args.folder) / name, ignore=shutil.ignore_patterns("__*"))
         folder = Path(args.folder) / "notebooks"
-    command = [sys.executable, "-m", "jupyterlab", str(folder)]
-    return subprocess.run(command + ["--no-browser"] * args.no_browser, check=False).returncode
+    return subprocess.run([sys.executable, "-m", "jupyterlab", str(folder), *args.options], check=False).returncode
 
 
 def _tour(args: argparse.Namespace) -> int:
@@ -193,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--show-recipients", action="store_true", help="do not mask the recipients")
     add = verb("notebooks", _notebooks, "open the notebooks in JupyterLab")
     add("--folder", default="deliverkit-notebooks", help="where an installed wheel puts its copy")
-    add("--no-browser", action="store_true")
+    add("options", nargs="*", help="for JupyterLab, behind --: deliverkit notebooks -- --no-browser")
     return main
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from deliverkit.rates import wilson
-from deliverkit.schema import EGRESS, PROBES
+from deliverkit.schema import EGRESS, PROBES, counted
 
 # The evidence model: an open network loses one operator in ten (Beta(2, 18)), a block lets 2 % through.
 _A, _B = 2, 18
@@ -37,9 +37,7 @@ def _selective(silent: int, n: int) -> float:
 
 def _controls(probes: pd.DataFrame) -> pd.DataFrame:
     """One row per vantage, port and control host, with what the probes of it showed."""
-    data = PROBES.check(probes, ["host", "port", "verdict"]).dropna(subset=["host", "port"])
-    if "attempted" in data:
-        data = data[data["attempted"].astype("boolean").fillna(True).astype(bool)]
+    data = counted(PROBES.check(probes, ["host", "port", "verdict"])).dropna(subset=["host", "port"])
     missing = pd.Series(pd.NA, index=data.index, dtype="string")
     host = data["host"].astype("string").str.lower().str.rstrip(".")
     verdict = data["verdict"].astype("string").fillna("")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from deliverkit import facts, svg
 from deliverkit.errors import SchemaError
-from deliverkit.schema import ATTEMPTS, BOUNCES, FUNNEL, OUTCOMES, RATES, STEPS, Frame
+from deliverkit.schema import ATTEMPTS, BOUNCES, FUNNEL, OUTCOMES, RATES, STEPS, Frame, counted
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _PERIODS = {"hour": "h", "day": "D", "week": "W", "month": "M"}
@@ -48,9 +48,7 @@ def _tried(attempts: pd.DataFrame, keys: list[str], needs: list[str]) -> pd.Data
     wanted = [key for key in keys if key not in periods] + needs + ["time"] * bool(periods)
     ATTEMPTS.check(attempts, wanted)
     optional = [name for name in ("blocked_by", "attempted") if name in attempts and name not in wanted]
-    data = attempts[list(dict.fromkeys(wanted + optional))]
-    if "attempted" in data:
-        data = data[data["attempted"].astype("boolean").fillna(True).astype(bool)]
+    data = counted(attempts[list(dict.fromkeys(wanted + optional))])
     if periods:
         time = pd.to_datetime(data["time"], utc=True)
         naive = time.dt.tz_localize(None)
@@ -74,6 +72,7 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
     in UTC. Needs `blocked` and the keys. Left out: rows that are not `attempted`, rows without a port
     if the port is a key, rows with `blocked` missing (their number is in `attrs["unknown"]`). For other
     keys a missing value is a group. Shares run from 0 to 1. Raises SchemaError if a column is missing.
+    A bounce message counts as the attempt it reports: leave out origin `dsn` where a log tells of it too.
 
     `verdict` compares the whole interval, not the rate, with one cut (facts: thresholds, block_rate_cut);
     with fewer than five attempts (block_rate_fewest) it is `too_few`. Shown in a notebook as chart and

@@ -17,7 +17,7 @@ from deliverkit.errors import FormatError, SchemaError
 from deliverkit.outcomes import failures, outcomes
 from deliverkit.rates import HEADINGS, block_rates, bounce_rates
 from deliverkit.rules import choose_port
-from deliverkit.schema import ATTEMPTS, PROBES, STEPS
+from deliverkit.schema import ATTEMPTS, PROBES, STEPS, counted
 
 _ADDRESS = re.compile(r"(?:\"(?:[^\"\\\n]|\\.){0,64}\"|([^\s<>()\[\]:;,\"@])[^\s<>()\[\]:;,\"@]{0,63})@([\w.-]{1,255})")
 _TABLE = {name: heading for name, heading in HEADINGS.items() if not name.startswith("by_")}
@@ -109,7 +109,7 @@ def _mail(mail: pd.DataFrame, hide: Any) -> dict[str, Any]:
     ends, failed = outcomes(mail), failures(mail)
     by = "client" if ends["client"].notna().any() else None
     bounced, unsent = ends[ends["final"] == "bounced"], ends[ends["final"].isin(["expired", "open"])]
-    tried = mail[mail["attempted"].fillna(True).astype(bool)]
+    tried = counted(mail)
     far = tried["step"].map({step: i for i, step in enumerate(STEPS)}).groupby(tried["recipient"]).max()
     some = failed[failed["recipient"].isin(bounced["recipient"])].head(_SHOWN)
     return {

@@ -11,7 +11,7 @@ import pandas as pd
 from deliverkit import facts
 from deliverkit.advice import Advice, Rung
 from deliverkit.errors import FactsError, SchemaError
-from deliverkit.schema import ADVICE, ATTEMPTS, EGRESS, RATES
+from deliverkit.schema import ADVICE, ATTEMPTS, EGRESS, RATES, counted
 
 POLICIES = ("guide", "standards", "provider")
 SENDING = ("relay", "client", "website", "application", "legacy")
@@ -52,9 +52,7 @@ def _counts(evidence: pd.DataFrame, hosts: Sequence[str]) -> pd.DataFrame:
         shut = sure["verdict"].isin(["open", "selective"])
         blocked = sure["controls"].where(~shut, sure["controls"] - sure["answered"])
         return sure.assign(blocked=blocked).groupby("port")[["attempts", "blocked", "no_tls"]].sum()
-    data = ATTEMPTS.check(evidence, ["port", "blocked"]).dropna(subset=["port", "blocked"])
-    if "attempted" in data:
-        data = data[data["attempted"].astype("boolean").fillna(True).astype(bool)]
+    data = counted(ATTEMPTS.check(evidence, ["port", "blocked"])).dropna(subset=["port", "blocked"])
     if hosts and "host" in data:
         ours = data["host"].astype("string").map(lambda h: any(fnmatch(h.lower(), p) for p in hosts), "ignore")
         ours = ours.astype("boolean").fillna(False).astype(bool)

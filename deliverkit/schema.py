@@ -81,6 +81,13 @@ class Frame:
         return "\n".join(["| column | dtype | meaning |", "|---|---|---|", *rows])
 
 
+def counted(attempts: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are attempts of their own: those that only repeat an older failure are left out."""
+    if "attempted" not in attempts:
+        return attempts
+    return attempts[attempts["attempted"].astype("boolean").fillna(True).astype(bool)]
+
+
 def _cast(frame: str, column: Column, values: Any, length: int) -> Any:
     if values is None:
         return pd.Series([pd.NA] * length, dtype=_dtype(column.dtype))

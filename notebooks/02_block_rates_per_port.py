@@ -20,14 +20,16 @@
 # on 25 are lost there; 587 is open.* A rate never stands without its count and its 95 % interval.
 
 # %% [markdown]
-# Figures are drawn as SVG, so that a changed chart can be told from the same one.
+# Figures are drawn as SVG, so that a changed chart can be told from the same one; sentences in tables are shown whole.
 
 # %%
 import matplotlib.pyplot as plt
+import pandas as pd
 
 import deliverkit as dk
 
 # %config InlineBackend.figure_format = "svg"
+pd.set_option("display.max_colwidth", None)
 plt.rcParams.update({"svg.hashsalt": "deliverkit", "svg.fonttype": "none", "figure.figsize": (8, 3.6)})
 
 # %% [markdown]
