@@ -18,15 +18,11 @@ import pandas as pd
 from deliverkit import facts
 from deliverkit.schema import ATTEMPTS, Frame
 
-_TEXT_LIMIT = 2000  # characters of a reply that are looked at
 _KEYS = ("outcome", "hint", "verdict", "failure", "operator", "step", "reply_code", "status_code", "text")
 _ADDRESS = re.compile(r"[^\s<>@]{1,64}@[^\s<>@,;:)]{1,255}")
-_DECIDED = ("step", "category", "kind", "blocked", "blocked_by", "rule")
 
 
 class _Rule(NamedTuple):
-    """A row of a facts table, with the category's defaults filled in."""
-
     id: str
     category: str
     kind: str
@@ -45,44 +41,39 @@ def classify(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, frame: Frame = AT
     """
     data = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame.from_records(list(rows))
     made = frame.build(data.drop(columns=["hint"], errors="ignore"))
-    if made.empty:
-        return made
-    made["text"] = made["text"].str.slice(0, _TEXT_LIMIT)
+    made["text"] = made["text"].str.slice(0, 2000)
     made["operator"] = made["operator"].fillna(_operators(made))
-    keys = pd.DataFrame(index=made.index)
-    for name in _KEYS:
-        values = data[name].reset_index(drop=True) if name == "hint" and name in data else made.get(name)
-        keys[name] = "" if values is None else values.astype("string").fillna("")
+    keys = made.reindex(columns=list(_KEYS))
+    keys["hint"] = data["hint"].array if "hint" in data else ""
+    keys = keys.astype("string").fillna("")
     keys.loc[keys["outcome"] == "passed", "text"] = ""  # thanks and queue ids: nothing to be learnt
     group = keys.groupby(list(_KEYS), sort=False).ngroup()
     decided = [_decide(*key) for key in keys[~group.duplicated()].itertuples(index=False, name=None)]
-    words = pd.DataFrame.from_records(decided, columns=list(_DECIDED)).take(group.to_numpy())
-    for name in _DECIDED:
-        made[name] = words[name].array
+    words = pd.DataFrame.from_records(decided, columns=list(_Rule._fields)).take(group.to_numpy())
+    for name in _Rule._fields:
+        made["rule" if name == "id" else name] = words[name].array
     return frame.build(_refused(made))
 
 
 def _decide(outcome: str, hint: str, verdict: str, failure: str, operator: str, step: str,
-            reply_code: str, status_code: str, text: str) -> tuple[Any, ...]:  # fmt: skip
-    rule = None
-    settled = _table("hints").get((hint, "true"))
-    if settled is not None:
-        rule = settled
+            reply_code: str, status_code: str, text: str) -> _Rule:  # fmt: skip
+    hints = _table("hints")
+    if settled := hints.get((hint, "true")):
+        rule: _Rule | None = settled
     elif verdict:
         rule = _probe_rule(verdict, failure, operator, text)
     elif outcome == "passed":
-        rule = _rule("outcome:passed", {"category": "not_a_failure"})
+        rule = _rule("outcome:passed", {"category": "not_a_failure", "step": "inbox"})
     else:
-        said, hints = match_text(text, operator), _table("hints")
-        if said and said.id.startswith("text:no-answer"):  # silence until the end is what expired means
-            said = hints.get((hint, "false")) or hints.get((hint, "silent")) or said
-        rule = said or hints.get((hint, "false")) or _by_code(operator, reply_code, status_code)
+        rule, hinted = match_text(text, operator), hints.get((hint, "false"))
+        if rule and rule.id.startswith("text:no-answer"):  # silence until the end is what expired means
+            rule = hinted or hints.get((hint, "silent")) or rule
+        rule = rule or hinted or _by_code(operator, reply_code, status_code)
     rule = rule or _rule("default:unknown", {"category": "unknown"})
-    step = step or rule.step or ("inbox" if rule.id == "outcome:passed" else "")
-    blocked, by = rule.blocked, rule.blocked_by
-    if rule.category == "connection" and step in ("relay", "inbox"):
-        blocked, by = False, None  # the session was up: no door was shut
-    return step or None, rule.category, rule.kind, blocked, by, rule.id
+    rule = rule._replace(step=step or rule.step)
+    if rule.category == "connection" and rule.step in ("relay", "inbox"):
+        return rule._replace(blocked=False, blocked_by=None)  # the session was up: no door was shut
+    return rule
 
 
 def match_text(text: str, operator: str = "") -> _Rule | None:
@@ -93,11 +84,8 @@ def match_text(text: str, operator: str = "") -> _Rule | None:
 
 @lru_cache(maxsize=65536)
 def _match(plain: str, operator: str) -> _Rule | None:
-    for provider in (operator, "any") if operator else ("any",):
-        for pattern, rule in _patterns().get(provider, ()):
-            if pattern.search(plain):
-                return rule
-    return None
+    asked = [*_patterns().get(operator, ()), *_patterns()["any"]]
+    return next((rule for pattern, rule in asked if pattern.search(plain)), None)
 
 
 def _probe_rule(verdict: str, failure: str, operator: str, text: str) -> _Rule | None:
@@ -111,17 +99,11 @@ def _probe_rule(verdict: str, failure: str, operator: str, text: str) -> _Rule |
 
 @cache
 def _by_code(operator: str, reply_code: str, status_code: str) -> _Rule | None:
-    codes = _table("reply_codes")
-    for code in ((reply_code, status_code), ("", status_code)):
-        if status_code and (operator, *code) in codes:
-            return codes[(operator, *code)]
-    general = _table("status_codes")
-    _, _, detail = status_code.partition(".")
-    subject = detail.partition(".")[0]
-    for key in ((f"x.{detail}", ""), ("", reply_code), (f"x.{subject}.x", "")):
-        if any(key) and detail != "0.0" and key in general:
-            return general[key]
-    return general.get(("", reply_code)) if reply_code else None
+    named = [_table("reply_codes").get((operator, reply, status_code)) for reply in (reply_code, "")]
+    detail, keys = status_code.partition(".")[2], [("", reply_code)]
+    if detail != "0.0":  # which says nothing
+        keys = [(f"x.{detail}", ""), *keys, (f"x.{detail.partition('.')[0]}.x", "")]
+    return next(filter(None, named + [_table("status_codes").get(key) for key in keys]), None)
 
 
 @cache
@@ -136,17 +118,9 @@ def _records(name: str) -> list[dict[str, Any]]:
 
 
 def _rule(id: str, row: Mapping[str, Any]) -> _Rule:
-    base = _categories()[row["category"]]
-    blocked = row.get("blocked") or base["blocked"]
-    by = row.get("blocked_by") or base["blocked_by"]
-    return _Rule(
-        id,
-        row["category"],
-        row.get("kind") or base["kind"],
-        None if blocked is None else blocked == "true",
-        by if blocked == "true" else None,
-        row.get("step") or base["step"],
-    )
+    row = _categories()[row["category"]] | {name: value for name, value in row.items() if value}
+    blocked = {"true": True, "false": False}.get(row["blocked"])
+    return _Rule(id, row["category"], row["kind"], blocked, row["blocked_by"] if blocked else None, row["step"])
 
 
 @cache
@@ -167,7 +141,6 @@ _TABLES = {  # facts table -> the word its rule ids begin with, and its key colu
 
 @cache
 def _table(name: str) -> dict[tuple[str, ...], _Rule]:
-    """The rules of a facts table by its key columns."""
     prefix, columns = _TABLES[name]
     words = {w: c for c, row in _categories().items() for w in (row["code_words"] or "").split("|") if w}
     made = {}

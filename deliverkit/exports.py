@@ -3,8 +3,6 @@
 What a field or an event means stands in facts/esp_exports.toml; this module knows JSON, times and codes.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
@@ -20,6 +18,8 @@ from deliverkit.files import Part, Source, parts
 _BEGIN, _AGAIN = re.compile(r"[^\s,\]]"), re.compile(r"\n(?=[{\[])")  # where a value begins, and after damage
 _KIND = re.compile(r"(?:smtp|x-[\w-]{1,20})\s*;\s*", re.ASCII)  # as in a delivery report: "smtp; 550 ..."
 _CODES = re.compile(r"(?:([2-5]\d\d)(?:[ -]|$))?#?([245]\.\d{1,3}\.\d{1,3}\b)?")
+_TABLES: list[dict[str, Any]] = facts.tables("esp_exports")["provider"]
+_NAMES = sorted({table["name"] for table in _TABLES})
 
 
 def read_export(path: Source, provider: str | None = None) -> pd.DataFrame:
@@ -31,11 +31,11 @@ def read_export(path: Source, provider: str | None = None) -> pd.DataFrame:
     seen before (by its id) is dropped: `attrs["duplicates"]` counts them. Raises FormatError for an unknown provider,
     an empty file, and a file without any known event.
     """
-    if provider is not None and provider not in _names():
-        raise FormatError(path, f"no export of a provider {provider!r}; known: {', '.join(_names())}")
+    if provider not in (None, *_NAMES):
+        raise FormatError(path, f"no export of a provider {provider!r}; known: {', '.join(_NAMES)}")
     seen: dict[Any, int] = {}
     rows = [row for part in parts(path) for row in _rows(part, provider, seen)]
-    made = pd.DataFrame.from_records(rows) if rows else pd.DataFrame({"time": []})
+    made = pd.DataFrame(rows, columns=None if rows else ["time"])
     stamps = made["time"].astype("string")
     seconds = pd.to_datetime(pd.to_numeric(stamps, errors="coerce"), unit="s", utc=True, errors="coerce")
     texts = pd.to_datetime(stamps, format="ISO8601", utc=True, errors="coerce")
@@ -44,13 +44,9 @@ def read_export(path: Source, provider: str | None = None) -> pd.DataFrame:
     return result
 
 
-def _names() -> list[str]:
-    return sorted({table["name"] for table in facts.tables("esp_exports")["provider"]})
-
-
 def _known(value: Any, provider: str | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """An event, taken out of its envelope, and the table of facts whose shape it has."""
-    for table in facts.tables("esp_exports")["provider"]:
+    for table in _TABLES:
         event = value
         for field in table.get("unwrap", ()):
             if isinstance(event, dict) and isinstance(event.get(field), str):
@@ -98,7 +94,7 @@ def _rows(part: Part, provider: str | None, seen: dict[Any, int]) -> Iterator[di
         for item in listed if isinstance(listed, list) else [listed]:
             yield _row({**event, "each": item}, table) | where
     if lost and not known:
-        raise FormatError(part.name, f"there is no event of a known provider in it; known: {', '.join(_names())}")
+        raise FormatError(part.name, f"there is no event of a known provider in it; known: {', '.join(_NAMES)}")
     yield from lost
 
 
@@ -106,17 +102,17 @@ def _row(event: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {column: _get(event, paths) for column, paths in table["fields"].items()}
     kind, words = table.get("always") or _get(event, table["event"]), table.get("words", {})
     means = table["events"].get(kind, {"hint": "unreadable", "text": f"unknown event {kind!a}"})
+    for path, but in table.get("but", {}).items():
+        means = means | but.get(_get(event, [path]), {})
     text = means.get("text") or _KIND.sub("", words.get(row["text"], row["text"] or ""), count=1).strip()
     stated, said = (_CODES.match(words or "") for words in (row.get("status_code"), text))
-    hints = (hint for path, by in table.get("hints", {}).items() if (hint := by.get(_get(event, [path]))))
-    held = any(_get(event, [path]) in given for path, given in table.get("held", {}).items())
     for column in table.get("before_dot", ()):
         row[column] = row[column] and row[column].partition(".")[0]
     return row | {
         "text": text or kind,
         "outcome": means.get("outcome"),
-        "attempted": means.get("attempted", "outcome" in means) and not held,
-        "hint": next(hints, means.get("hint")),
+        "attempted": means.get("attempted", "outcome" in means),
+        "hint": means.get("hint"),
         "reply_code": (said and said[1]) or (stated and stated[1]),
         "status_code": (stated and stated[2]) or (said and said[2]),
         "step": "inbox" if means.get("outcome") == "passed" else None,

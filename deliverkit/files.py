@@ -1,7 +1,5 @@
 """Files as parts: a file, a folder, an archive. First bytes say what it is; nothing is unpacked to disk."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import io
@@ -94,15 +92,15 @@ def _members(path: Path) -> Iterator[Part]:
     whole = Part(name, about.st_mtime, limit, (path.open, "rb"))
     with whole.open() as stream:
         head = stream.read(512)
-    if head[257:262] != b"ustar" and not head.startswith((b"PK\3\4", b"PK\5\6")):
-        yield whole
-        return
-    if head.startswith(b"PK"):
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
         pack = _try(name, zipfile.ZipFile, path)
         found = ((m.filename, about.st_mtime, m.file_size, (pack.open, m)) for m in pack.infolist() if not m.is_dir())
-    else:
+    elif head[257:262] == b"ustar":
         tar = _try(name, tarfile.open, path)
         found = ((m.name, m.mtime, m.size, (tar.extractfile, m)) for m in tar if m.isreg())
+    else:
+        yield whole
+        return
     while member := _try(name, next, found, None):
         inner, mtime, size, call = member
         if (left := left - size - 2048) < 0:  # the surcharge bounds the number of members

@@ -19,32 +19,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from deliverkit import facts
 from deliverkit.errors import TargetError
 
-_PORTS = (25, 465, 587, 2525)
-_OPERATORS = ("aurora", "basalt", "cedar", "dune", "ember", "fjord", "glacier", "harbour")
-_HOSTS = tuple(f"mx1.{operator}.example" for operator in _OPERATORS)
-_TLS = {"plain", "stripped", "refuses_tls", "broken_tls", "stalled_tls"}  # behaviours that spoil STARTTLS or TLS
-BEHAVIOURS = {"open", "silence", "refused", "reset", "eof", "mute", "421", "554", "http", "slow", *_TLS}
+_LAB = facts.tables("lab")
+_HOSTS, _PORTS = tuple(_LAB["hosts"]), tuple(_LAB["ports"])
+BEHAVIOURS = frozenset(_LAB["behaviours"])
 SCENARIOS: dict[str, dict[Any, str]] = {  # port, or (host or its number, port) -> behaviour; all others are open
-    "open": {},
-    "isp-blocks-25": {25: "silence"},
-    "cloud-blocks-submission": {25: "silence", 465: "silence", 587: "silence"},
-    "starttls-stripped": {25: "stripped", 587: "stripped"},
-    "flaky": {(0, 465): "refused", (2, 587): "reset", (3, 25): "eof", (4, 25): "421", (5, 587): "554",
-              (6, 2525): "slow", (7, 25): "silence"},
-}  # fmt: skip
-_LAST = {"421": "421 4.7.0 Too many connections, try again later", "554": "554 5.7.1 No service for your address",
-         "http": "HTTP/1.1 400 Bad Request"}  # fmt: skip
-_FIXED = {"HELO": "250 lab.example", "RSET": "250 2.0.0 Ok", "NOOP": "250 2.0.0 Ok", "QUIT": "221 2.0.0 Bye"}
-_WORDS = {  # beginning of a recipient -> answer to RCPT (RFC 3463, and what large receivers say)
-    "unknown": "550 5.1.1 User unknown in virtual mailbox table",
-    "full": "452 4.2.2 Mailbox full, try again later",
-    "grey": "451 4.7.1 Greylisted, please try again in a minute",
-    "block": "550 5.7.1 Service unavailable; client host [127.0.0.1] blocked using dnsbl.example",
-    "big": "552 5.3.4 Message size exceeds fixed limit",
-    "auth": "550 5.7.26 Unauthenticated email is not accepted: SPF and DKIM did not pass",
+    made["name"]: {tuple(door) if door[1:] else door[0]: act for *door, act in made["acts"]}
+    for made in _LAB["scenario"]
 }
+_LAST, _FIXED, _WORDS = (dict[str, str](_LAB[kind]["says"]) for kind in ("greeting", "command", "recipient"))
 _SIZE = 10_000_000  # bytes of a message before it is too big
 
 
@@ -63,9 +48,9 @@ class Lab:
         if acts is None or not set(acts.values()) <= BEHAVIOURS:
             known = ", ".join(SCENARIOS if acts is None else sorted(BEHAVIOURS))
             raise TargetError(f"the lab cannot act {scenario!r}; it knows {known}")
-        doors = [(host, n, port) for n, host in enumerate(_HOSTS) for port in _PORTS]
-        self._acts = {(h, p): acts.get((h, p), acts.get((n, p), acts.get(p, "open"))) for h, n, p in doors}
-        if unknown := set(acts) - {key for h, n, p in doors for key in (p, (h, p), (n, p))}:
+        doors = {(host, port): ((host, port), (n, port), port) for n, host in enumerate(_HOSTS) for port in _PORTS}
+        self._acts = {door: next((acts[key] for key in keys if key in acts), "open") for door, keys in doors.items()}
+        if unknown := set(acts).difference(*doors.values()):
             raise TargetError(f"the lab has no {unknown.pop()!r}; its ports are {_PORTS}, its hosts {_HOSTS}")
         self.scenario, self.hosts, self.ports, self.real = scenario, list(_HOSTS), _PORTS, real
         self.addresses = {h: f"127.0.10.{n}" if real else "127.0.0.1" for n, h in enumerate(_HOSTS, 1)}
@@ -87,14 +72,14 @@ class Lab:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.bind((self.addresses[host], port if self.real else 0))
                 self.connect_to[host, port] = listener.getsockname()
-                if act != "refused":  # bound and not listening: nobody else can take the port
-                    listener.listen(1 if act == "silence" else 128)
-                if act == "silence":  # a short queue, filled here: the system drops whoever comes next
-                    for _ in range(4):
-                        self._sockets.add(filler := socket.socket())
-                        filler.setblocking(False)
-                        filler.connect_ex(listener.getsockname())
-                elif act != "refused":
+                if act == "refused":  # bound and not listening: nobody else can take the port
+                    continue
+                listener.listen(1 if act == "silence" else 128)
+                for _ in range(4 if act == "silence" else 0):  # fills the queue: the system drops whoever comes next
+                    self._sockets.add(filler := socket.socket())
+                    filler.setblocking(False)
+                    filler.connect_ex(listener.getsockname())
+                if act != "silence":
                     self._selector.register(listener, selectors.EVENT_READ, (host, port, act))
         except OSError as problem:
             self.__exit__()
@@ -135,14 +120,11 @@ class _Session:
         self.to: list[str] = []
 
     def run(self) -> None:
-        try:
+        with suppress(OSError, ValueError):  # the client is gone, or the lab ends
             self.talk()
-        except (OSError, ValueError):  # the client is gone, or the lab ends
-            pass
-        finally:
-            self.lab._sockets.discard(self.sock)
-            self.reader.close()
-            self.sock.close()
+        self.lab._sockets.discard(self.sock)
+        self.reader.close()
+        self.sock.close()
 
     def line(self) -> bytes:
         if not (line := self.reader.readline(2000)):
@@ -168,8 +150,8 @@ class _Session:
 
     def talk(self) -> None:
         if self.act == "reset":
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        if self.act in ("reset", "eof"):
+            return self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if self.act == "eof":
             return
         if self.act == "mute":
             self.reader.read()
@@ -181,12 +163,11 @@ class _Session:
         while verb != "QUIT":
             verb, _, rest = self.line().decode("utf-8", "replace").strip().partition(" ")
             starts = (verb := verb.upper()) == "STARTTLS" and not self.tls and self.act not in ("plain", "stripped")
-            if starts:
-                self.say("454 4.7.0 TLS not available" if self.act == "refuses_tls" else "220 2.0.0 Ready to start TLS")
-                if self.act != "refuses_tls":
-                    self.encrypt()
+            if starts and self.act != "refuses_tls":
+                self.say("220 2.0.0 Ready to start TLS")
+                self.encrypt()
             else:
-                self.say(*self.answer(verb, rest))
+                self.say(*["454 4.7.0 TLS not available"] if starts else self.answer(verb, rest))
 
     def answer(self, verb: str, rest: str) -> list[str]:
         """The reply to one command, as lines."""
@@ -211,7 +192,6 @@ class _Session:
             return ["530 5.7.0 Authentication required"]
         if verb == "MAIL":
             self.to = []
-            return ["250 2.1.0 Ok"]
         if verb == "RCPT":
             address = rest.partition("<")[2].partition(">")[0].lower()
             word = next((w for w in _WORDS if address.startswith(w)), "")
@@ -219,26 +199,20 @@ class _Session:
             self.lab._greyed.add(address)
             self.to += [address] * (not word or again)
             return ["250 2.1.5 Ok" if again else _WORDS.get(word, "250 2.1.5 Ok")]
-        if verb == "DATA":
-            return [self.data() if self.to else "503 5.5.1 No valid recipients"]
+        if verb == "DATA" and self.to:
+            self.say("354 End data with <CR><LF>.<CR><LF>")
+            big = sum(map(len, iter(self.line, b".\r\n"))) > _SIZE
+            spam = any(address.startswith("spam") for address in self.to)
+            return [_WORDS["big"] if big else _FIXED["spam"] if spam else _FIXED["queued"]]
         return [_FIXED.get(verb, "502 5.5.2 Command not recognized")]
-
-    def data(self) -> str:
-        self.say("354 End data with <CR><LF>.<CR><LF>")
-        size = sum(map(len, iter(self.line, b".\r\n")))
-        if size > _SIZE:
-            return _WORDS["big"]
-        spam = any(address.startswith("spam") for address in self.to)
-        return "554 5.7.1 Message rejected as spam" if spam else "250 2.0.0 Ok: queued as LAB"
 
 
 def _certificate() -> tuple[str, str]:
     """A key and a self-signed certificate for all hosts, as PEM."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lab.example")])
+    name, names = x509.Name.from_rfc4514_string("CN=lab.example"), map(x509.DNSName, _HOSTS)
     begins, ends = now - timedelta(days=1), now + timedelta(days=30)
     made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), begins, ends)
-    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName(host) for host in _HOSTS]), critical=False)
-    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    pem = key.private_bytes(serialization.Encoding.PEM, form, plain)
-    return pem.decode(), made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    signed = made.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(key, hashes.SHA256())
+    pem, form, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return key.private_bytes(pem, form, plain).decode(), signed.public_bytes(pem).decode()

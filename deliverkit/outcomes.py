@@ -1,7 +1,5 @@
 """How each message ended for each recipient, and whose message it was."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ from deliverkit.errors import SchemaError
 from deliverkit.schema import ATTEMPTS, OUTCOMES
 
 _Array = np.ndarray[Any, Any]
+_NEEDS = ("time", "recipient", "outcome")
 _USED = ("message_id", "queue_id", "client", "campaign", "status_code", "port", "attempted", "origin", "category")
 
 
@@ -31,18 +30,18 @@ def outcomes(attempts: pd.DataFrame) -> pd.DataFrame:
          recipient final  attempts  duration_s
     0  b@y.example  sent         2       300.0
     """
-    needs = ["time", "recipient", "outcome"]
-    given = ATTEMPTS.check(attempts, needs)[[*needs, *(c for c in _USED if c in attempts)]]
-    data = ATTEMPTS.build(given[given["outcome"].notna().to_numpy()])
+    ATTEMPTS.check(attempts, _NEEDS)
+    used = [name for name in _NEEDS + _USED if name in attempts]
+    data = ATTEMPTS.build(attempts.loc[attempts["outcome"].notna().to_numpy(), used])
     data = data[data["attempted"].fillna(True) | data["outcome"].ne("passed")]  # complaints, automatic answers
     whose = data["recipient"].notna()
     data = data[whose].sort_values("time", kind="stable", ignore_index=True)
     late = data["origin"].eq("dsn").fillna(False).to_numpy(bool)
+    held = data["outcome"].eq("deferred").to_numpy(bool)  # never tried itself: the failure it was held back for
     ended = data["outcome"].isin(["passed", "failed"]).to_numpy(bool)
     group = _groups(data, ended)
     real = data["attempted"].fillna(True).to_numpy(bool)
     counted = real & ~(late & (np.bincount(group, real & ~late) > 0)[group])  # a log or export tells of the attempt
-    held = data["outcome"].eq("deferred").to_numpy(bool)  # never tried itself: the failure it was held back for
     last, end = _last(group, counted | held, counted), _last(group, ended, late)
     soft = data["status_code"].str.startswith("4") & data["origin"].isin(["log", "dsn"])  # persistent, yet transient
     gone = data["outcome"].eq("failed") & (data["category"].eq("expired") | soft).fillna(False)
@@ -62,13 +61,12 @@ def outcomes(attempts: pd.DataFrame) -> pd.DataFrame:
 
 def failures(attempts: pd.DataFrame) -> pd.DataFrame:
     """The failed rows of `ATTEMPTS`, one per message and recipient: of several the bounce report, else the last."""
+    keys = ["message_id", "recipient"]
     failed = attempts[attempts["outcome"].eq("failed").fillna(False)]
-    if not {"message_id", "recipient", "origin"} <= set(failed):
+    if not {*keys, "origin"} <= set(failed):
         return failed
     ranked = failed.sort_values("origin", key=lambda origin: origin.eq("dsn").fillna(False), kind="stable")
-    told = ranked[["message_id", "recipient"]].notna().all(axis=1) & ranked.duplicated(
-        ["message_id", "recipient"], "last"
-    )
+    told = ranked[keys].notna().all(axis=1) & ranked.duplicated(keys, "last")
     return ranked[~told].sort_index()
 
 
@@ -105,12 +103,12 @@ def _plain(frame: pd.DataFrame) -> pd.DataFrame:
 def _groups(data: pd.DataFrame, ended: _Array) -> _Array:
     """A number per message and recipient, in order of appearance."""
     plain = _plain(data)
-    rows = pd.Series(np.arange(len(data)), data.index).astype("string")
-    message = plain["message_id"].fillna("queue " + data["queue_id"]).fillna("row " + rows)
-    group = pd.DataFrame({"m": message, "r": plain["recipient"]}).groupby(["m", "r"], sort=False).ngroup()
-    before = pd.Series(ended.astype(int)).groupby(group.to_numpy()).cumsum().to_numpy() - ended
-    life = np.where(plain["message_id"].isna(), before, 0)
-    return pd.DataFrame({"g": group.to_numpy(), "n": life}).groupby(["g", "n"], sort=False).ngroup().to_numpy()
+    rows = "row " + data.index.to_series().astype("string")
+    message = plain["message_id"].fillna("queue " + data["queue_id"]).fillna(rows)
+    group = data.groupby([message, plain["recipient"]], sort=False).ngroup()
+    before = pd.Series(ended.astype(int)).groupby(group).cumsum() - ended
+    life = before.where(plain["message_id"].isna(), 0)
+    return data.groupby([group, life], sort=False).ngroup().to_numpy()
 
 
 def _last(group: _Array, among: _Array, better: _Array) -> _Array:

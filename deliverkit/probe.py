@@ -272,7 +272,6 @@ def _roots() -> list[x509.Certificate]:
     """What this machine trusts: 40 ms, so once a process."""
     made = []
     for der in ssl.create_default_context().get_ca_certs(binary_form=True):
-        with suppress(ValueError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old roots with odd serial numbers
+        with suppress(ValueError), warnings.catch_warnings(action="ignore"):  # old roots with odd serial numbers
             made.append(x509.load_der_x509_certificate(der))
     return made

@@ -1,7 +1,5 @@
 """Read what is there: the content of a file says which reader it needs, never its name."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

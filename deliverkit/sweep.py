@@ -411,13 +411,12 @@ class _Sweep:
         self._emit(line.job, line.row | {"address": line.job.dial, "total_s": monotonic() - line.began})
 
     def _emit(self, job: _Job, row: dict[str, Any]) -> None:
-        step, plain = _STEPS.get(row["reached"], "encryption"), row["verdict"] == "open_no_tls" and not row["failure"]
-        good = row["verdict"] == "open" or plain
+        plain = row["verdict"] == "open_no_tls" and not row["failure"]
+        outcome = {"open": "passed", "deferred": "deferred"}.get(row["verdict"], "passed" if plain else "failed")
         row = {"mode": "implicit" if job.port in IMPLICIT else "starttls", "dns_s": job.dns_s} | row
-        row |= {"origin": "probe", "attempted": True, "time": datetime.now(UTC), "number": job.number}
-        row |= {"host": job.host, "port": job.port, "operator": job.operator, "step": "rules" if plain else step}
-        row["outcome"] = "passed" if good else "deferred" if row["verdict"] == "deferred" else "failed"
-        self.rows.put(row)
+        row |= {"origin": "probe", "attempted": True, "time": datetime.now(UTC), "outcome": outcome}
+        row["step"] = "rules" if plain else _STEPS.get(row["reached"], "encryption")
+        self.rows.put(row | {"number": job.number, "host": job.host, "port": job.port, "operator": job.operator})
 
 
 def _symbol(code: int | None) -> str | None:

@@ -30,8 +30,10 @@ def test_no_rule_and_no_contradiction_is_without_source(row: dict[str, object]) 
     assert row["source"] and row["noted"] and row["evidence"] in GRADES
 
 
-def test_every_provider_of_exports_and_the_guide_say_where_they_come_from() -> None:
-    for table in [GUIDE, *facts.tables("esp_exports")["provider"]]:
+def test_every_other_table_says_where_it_comes_from() -> None:
+    lab = facts.tables("lab")
+    listed = [table for value in lab.values() if isinstance(value, list) for table in value if isinstance(table, dict)]
+    for table in [GUIDE, lab, *listed, *facts.tables("esp_exports")["provider"]]:
         assert table["source"] and table["noted"] and table["evidence"] in GRADES
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from email.header import decode_header, make_header
 from email.utils import parsedate_to_datetime
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +92,16 @@ def _rows(mail: Mail) -> Iterator[Row]:
 
 def _kind(mail: Mail, subject: str, sender: str) -> str:
     """A bounce has a daemon as author, or no return path, or a subject that says so and a server's words."""
-    called, answered = (
-        WORDS["failed"].search(subject) or WORDS["delayed"].search(subject),
-        WORDS["answer"].match(subject),
-    )
+    called = WORDS["failed"].search(subject) or WORDS["delayed"].search(subject)
+    answered = WORDS["answer"].match(subject)
     stated = [mail.headers.get(n, "") for n in ("precedence", "x-autoreply", "x-autorespond", "auto-submitted")]
     answer = answered or any(map(WORDS["automatic"].match, stated))
     silent = mail.headers.get("return-path", "").upper() in ("<>", "<MAILER-DAEMON>") and not answer
     daemon = (called or not answered) and WORDS["daemon"].search(sender)
     said = called and (WORDS["codes"].search(mail.notice) or WORDS["failed"].search(mail.notice))
-    bounce = "x-failed-recipients" in mail.headers or silent or daemon or said
-    return "bounce" if bounce else "auto-reply" if answer else "not-bounce"
+    if "x-failed-recipients" in mail.headers or silent or daemon or said:
+        return "bounce"
+    return "auto-reply" if answer else "not-bounce"
 
 
 def _row(address: str | None, block: str, stated: Fields) -> Row:
@@ -111,8 +111,6 @@ def _row(address: str | None, block: str, stated: Fields) -> Row:
     if sum(map(str.isalpha, said[:40])) < 12:
         said = f"{said}\n{block}"
         reply, code = (reply, code) if reply or code else _codes(said)
-    elif said[3:4] == "-":  # only the first line of it
-        said = " ".join([said, *WORDS["transcript"].findall(block)])
     status = WORDS["status"].search(stated.get("status", ""))
     if status and (code is None or (code.endswith(".0.0") and not status[1].endswith(".0.0"))):
         code = status[1]
@@ -146,15 +144,13 @@ def _named(mail: Mail, sender: str) -> Iterator[tuple[str, str]]:
 
 def _blocks(mail: Mail) -> list[tuple[str, str]]:
     """(address, words about it) of each line that begins with an address, in order."""
-    made: list[tuple[str, str]] = []
-    begin, address = 0, ""
-    for found in [*WORDS["lead"].finditer(mail.notice), None]:
-        if found is None or found[1].lower() != address:
-            made += [(address, mail.notice[begin : found.start() if found else None])] if address else []
-            begin, address = (found.end(1) + 1, found[1].lower()) if found else (0, "")
-    leads = [] if made else [*WORDS["coded"].finditer(mail.notice)]
-    ends = [*(found.end() for found in leads[:-1]), len(mail.notice)]
-    return made or [(f[1].lower(), mail.notice[a:z]) for f, a, z in zip(leads, [0, *ends], ends, strict=False)]
+    leads = [next(same) for _, same in groupby(WORDS["lead"].finditer(mail.notice), lambda found: found[1].lower())]
+    if leads:
+        ends = [*(found.start() for found in leads[1:]), len(mail.notice)]
+        return [(f[1].lower(), mail.notice[f.end(1) + 1 : end]) for f, end in zip(leads, ends, strict=True)]
+    leads = [*WORDS["coded"].finditer(mail.notice)]
+    ends = [0, *(found.end() for found in leads[:-1]), len(mail.notice)]
+    return [(f[1].lower(), mail.notice[a:z]) for f, (a, z) in zip(leads, pairwise(ends), strict=False)]
 
 
 def _codes(said: str) -> tuple[int | None, str | None]:

@@ -38,12 +38,11 @@ class Mail:
 
 def messages(stream: BinaryIO) -> Iterator[bytes]:
     """The messages of one file, line feeds as line ends: the file itself, or those of an mbox."""
-    rest, held, mbox = b"", b"", False
-    while block := held + stream.read(_BLOCK):
-        held = b"\r" if block.endswith(b"\r") and block != held else b""  # its line feed may be to come
-        block = block[: len(block) - len(held)]
+    rest, mbox = b"", False
+    while block := stream.read(_BLOCK):
+        block += stream.read(1) if block.endswith(b"\r") else b""  # its line feed may be to come
         mbox = mbox or (not rest and block.startswith(b"From "))
-        rest += block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
+        rest += block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *whole, rest = _FROM.split(rest) if mbox else [rest]
         yield from (_FRAMING.sub(b"", message) for message in whole)
         rest = rest if len(rest) < _LARGEST else rest[:_BLOCK] + rest[-_NOTICE:]  # the report stands first

@@ -67,9 +67,8 @@ def known_format(part: Part) -> str:
     with part.open() as stream:
         for line in lines(stream):
             first = first or line[:80]
-            for name, module in formats().items():
-                if module.sniff(line):
-                    return name
+            if found := [name for name, module in formats().items() if module.sniff(line)]:
+                return found[0]
     raise FormatError(part.name, f"no known log format ({', '.join(formats())}); first line: {first!a}")
 
 
@@ -79,12 +78,11 @@ def _read(name: str, files: list[Part], year: int | None) -> pd.DataFrame:
 
     def run_on() -> Iterator[str]:
         for part in files:
+            starts.append(starts[-1])
             with part.open() as stream:
-                count = 0
                 for line in lines(stream):
-                    count += 1
+                    starts[-1] += 1
                     yield line
-            starts.append(starts[-1] + count)
 
     found = formats()[name].rows(run_on())
     blocks = [pd.DataFrame.from_records(block) for block in iter(lambda: list(islice(found, _BLOCK)), [])]

@@ -3,8 +3,6 @@
 Sources: https://www.postfix.org/smtp.8.html, qmgr.8.html; lines of a real Postfix 3.7, of fail2ban and of lightmeter.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -59,8 +57,13 @@ def rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         name, queue = program.rpartition("/")[2], (host, program.partition("/")[0], queue_id or "")
         about = {"time": stamp, "line": number, "queue_id": queue_id, "message_id": ids.get(queue)}
         if what == "to=<" and (row := _delivery(rest, name)):
-            for earlier in _earlier(tries.pop((host, program, pid), ()), row):
-                yield about | {"recipient": row["recipient"]} | earlier
+            earlier = tries.pop((host, program, pid), [])
+            repeated = next((tried for tried in earlier if tried["text"] == row["text"]), None)
+            theirs = about | {"recipient": row["recipient"], "attempted": row["attempted"]}
+            for tried in earlier:  # one delivery tries its hosts on one port (smtp(8), nexthop): the line names it
+                if tried is not repeated:
+                    port, outcome = tried["port"] or row["port"], row["outcome"] and "deferred"
+                    yield theirs | tried | {"port": port, "outcome": outcome}
             yield about | row
             still = deferred.setdefault(queue, {})
             still.pop(row["recipient"], None)
@@ -89,9 +92,8 @@ def _delivery(rest: str, program: str) -> dict[str, Any] | None:
     recipient, _, relay, delay, status_code, status, text = found.groups()
     outcome, text = _OUTCOMES.get(status), text.removesuffix(")")
     real = outcome is not None and program not in ("error", "retry") and not text.startswith(_HELD)
-    made = _far_end(
-        text, relay if relay != "none" else text.removeprefix(_HELD), "inbox" if outcome == "passed" else None
-    )
+    peer = text.removeprefix(_HELD) if relay == "none" else relay
+    made = _far_end(text, peer, "inbox" if outcome == "passed" else None)
     if program not in ("smtp", "lmtp"):
         made["reply_code"] = None  # the text is not of a far end
     return made | {"recipient": recipient, "outcome": outcome, "attempted": real, "status_code": status_code,
@@ -106,14 +108,3 @@ def _far_end(text: str, peer: str, step: str | None = None) -> dict[str, Any]:
     port = next((int(port) for port in ports if port and 0 < int(port) < 65536), None)
     made = {"host": host, "address": None if address is None or "/" in address else address, "port": port, "text": text}
     return made | {"reply_code": int(said[1]) if said else None, "step": getattr(ended, "lastgroup", ended)}
-
-
-def _earlier(tries: Iterable[dict[str, Any]], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The tries of earlier hosts that a delivery line stands for, without the one that its text repeats."""
-    repeated = False
-    for tried in tries:
-        if tried["text"] == row["text"] and not repeated:
-            repeated = True
-        else:  # one delivery tries all its hosts on one port (smtp(8), nexthop), so its line's port is theirs
-            known = {"port": row["port"] if tried["port"] is None else tried["port"], "attempted": row["attempted"]}
-            yield tried | known | {"outcome": row["outcome"] and "deferred"}
