@@ -171,17 +171,19 @@ def _operators(made: pd.DataFrame) -> pd.Series[Any]:
 def _refused(made: pd.DataFrame) -> pd.DataFrame:
     """Lay a refused connection at the server's door where the rest of the frame says so.
 
-    A refusal alone looks the same from a closed server and from a filter. It is the server's where another
-    port of that host, or another host on that port, answered from the same network, and not the server's
-    where three or more hosts were tried on the port and none answered.
+    A refusal, or a hang-up before the greeting, looks the same from a server and from a filter. It is the server's
+    where another port of that host, or another host on that port, answered from the same network, and not the
+    server's where three or more hosts were tried on the port and none answered.
     """
     refused = made["text"].str.contains("onnection refused", regex=False).fillna(False)
+    hung_up = made["step"].eq("rules").fillna(False) & made["category"].eq("connection")
+    refused |= hung_up
     if "failure" in made:
         refused |= made["failure"].eq("tcp_refused").fillna(False)
     refused &= made["category"].eq("connection") & made["host"].notna() & made["port"].notna()
     if not refused.any():
         return made
-    up = made["step"].notna() & made["step"].ne("connect") & made["attempted"].fillna(True)
+    up = made["step"].notna() & made["step"].ne("connect") & ~hung_up & made["attempted"].fillna(True)
     near = made["vantage"].fillna("")
     host_up = up.groupby([near, made["host"]]).transform("any")
     port_up = up.groupby([near, made["port"]]).transform("any")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +45,9 @@ def _plain(text: object) -> str:
 
 
 def _read(paths: Sequence[str]) -> pd.DataFrame:
-    import pandas as pd
-
     from deliverkit.read import read
-    from deliverkit.schema import ATTEMPTS
 
-    frames = [read(path) for path in paths]
-    return frames[0] if len(frames) == 1 else ATTEMPTS.build(pd.concat(f[ATTEMPTS.names] for f in frames))
+    return read([*paths])
 
 
 def _write(frame: pd.DataFrame, args: argparse.Namespace) -> int:
@@ -97,6 +94,8 @@ def _choose(args: argparse.Namespace) -> int:
 
     asked = {"provider": args.provider, "network": args.network, "security": args.security}
     evidence = _read(args.evidence) if args.evidence else None
+    if evidence is not None and args.vantage:
+        evidence = evidence[evidence["vantage"].eq(args.vantage).fillna(False)]
     advice = choose_port(args.sending, args.policy, evidence=evidence, **asked)
     print(json.dumps(advice.to_dict(), indent=2) if args.json else _plain(advice))
     return 0 if advice.port else 1
@@ -186,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--network", help="name of the network you send from, Hetzner Cloud for one")
     add("--security", help="implicit or starttls, if your software can do only that")
     add("--evidence", action="append", metavar="PATH", help="probes or logs to rest on")
+    add("--vantage", help="of the evidence, only what was seen from this network")
     add("--json", action="store_true", help="print JSON")
     add = verb("report", _report, "write a report for people who were not there", paths=True)
     add("--title", default="Did our mail leave, and did it arrive?")
@@ -197,8 +197,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; errors are one line on stderr."""
+    """Run one command; errors and warnings are one line each on stderr."""
     args = _parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_, **__: print(f"deliverkit: {_plain(message)}", file=sys.stderr)
     try:
         code: int = args.run(args)
         sys.stdout.flush()

@@ -6,7 +6,7 @@ import io
 import lzma
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -32,7 +32,7 @@ class Part:
         return io.BufferedReader(_Stream(self), 1 << 18)
 
 
-Source = str | PathLike[str] | list[Part]  # where to read from: a path, or parts that somebody looked into
+Source = str | PathLike[str] | Sequence[Part | str | PathLike[str]]  # a path, or a list of paths and of parts
 
 
 class _Stream(io.RawIOBase):
@@ -64,9 +64,12 @@ def parts(path: Source) -> Iterator[Part]:
     unreadable or without files, and for an archive that is damaged, encrypted, or grows past both 256 MiB and 200 times
     its size. An archive stays open while a part of it is in use.
     """
-    if isinstance(path, list):
-        yield from path
+    if isinstance(path, list | tuple):
+        for one in path:
+            yield from (one,) if isinstance(one, Part) else parts(one)
         return
+    if not isinstance(path, str | PathLike):
+        raise FormatError(path, "is not a path")
     top, part = Path(path), None
     seen = (f for f in top.rglob("*") if "/." not in f"/{f.relative_to(top).as_posix()}" and f.is_file())
     below = {f.resolve(): f for f in seen}

@@ -44,7 +44,7 @@ class Lab:
     """
 
     def __init__(self, scenario: str | Mapping[Any, str] = "open", *, real: bool = False) -> None:
-        acts = SCENARIOS.get(scenario) if isinstance(scenario, str) else dict(scenario)
+        acts = dict(scenario) if isinstance(scenario, Mapping) else SCENARIOS.get(str(scenario))
         if acts is None or not set(acts.values()) <= BEHAVIOURS:
             known = ", ".join(SCENARIOS if acts is None else sorted(BEHAVIOURS))
             raise TargetError(f"the lab cannot act {scenario!r}; it knows {known}")

@@ -14,7 +14,7 @@ from deliverkit.schema import ATTEMPTS, BOUNCES, FUNNEL, OUTCOMES, RATES, STEPS,
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _PERIODS = {"hour": "h", "day": "D", "week": "W", "month": "M"}
-_WORDS = {"as_expected": "as expected", "too_few": "too few to say", "higher": "higher", "lower": "lower"}
+_WORDS = {"as_expected": "as expected", "too_few": "too few or too close to say", "higher": "higher", "lower": "lower"}
 _WHO = ("network", "server", "policy")
 _SHOWN = 60  # groups that a page can hold
 HEADINGS = {  # columns of a rates table as people see it
@@ -35,7 +35,9 @@ def wilson(hits: Any, total: Any) -> tuple[Any, Any]:
 
 
 def _keys(by: str | Sequence[str] | None, frame: Frame) -> list[str]:
-    keys = [] if by is None else [by] if isinstance(by, str) else list(by)
+    keys = [] if by is None else [by] if isinstance(by, str) else list(by) if isinstance(by, Sequence) else [by]
+    if wrong := [key for key in keys if not isinstance(key, str)] or [key for key in keys if keys.count(key) > 1]:
+        raise SchemaError(f"{frame.name}: group by names of columns, each once, not {wrong[0]!r}")
     if clash := set(keys) & set(frame.names):
         raise SchemaError(f"{frame.name}: cannot group by {sorted(clash)[0]!r}, it is a column of the result")
     return keys
@@ -47,14 +49,16 @@ def _tried(attempts: pd.DataFrame, keys: list[str], needs: list[str]) -> pd.Data
     periods = [key for key in keys if key in _PERIODS and key not in columns]
     wanted = [key for key in keys if key not in periods] + needs + ["time"] * bool(periods)
     ATTEMPTS.check(attempts, wanted)
-    optional = [name for name in ("blocked_by", "attempted") if name in attempts and name not in wanted]
-    data = counted(attempts[list(dict.fromkeys(wanted + optional))])
-    if periods:
-        time = pd.to_datetime(data["time"], utc=True)
-        naive = time.dt.tz_localize(None)
-        starts = {p: naive.dt.to_period(_PERIODS[p]).dt.start_time.dt.tz_localize("UTC") for p in periods}
-        data = data.assign(**starts)
+    optional = [name for name in ("blocked_by",) if name in attempts and name not in wanted]
+    data = counted(attempts)[list(dict.fromkeys(wanted + optional))]
+    data = data.assign(**{period: _starts(data["time"], period) for period in periods})
     return data.dropna(subset=["port"]) if "port" in keys else data
+
+
+def _starts(times: pd.Series[Any], period: str) -> pd.Series[Any]:
+    """The beginning of the hour, day, week or month of each time, in UTC."""
+    naive = pd.to_datetime(times, utc=True).dt.tz_localize(None)
+    return naive.dt.to_period(_PERIODS[period]).dt.start_time.dt.tz_localize("UTC")
 
 
 def _sums(data: pd.DataFrame, keys: list[str], flags: dict[str, Any]) -> pd.DataFrame:
@@ -70,9 +74,9 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
 
     `by` is a column or several; `hour`, `day`, `week` (from Monday) and `month` are made from `time`
     in UTC. Needs `blocked` and the keys. Left out: rows that are not `attempted`, rows without a port
-    if the port is a key, rows with `blocked` missing (their number is in `attrs["unknown"]`). For other
+    if the port is a key (`attrs["portless"]`), rows with `blocked` missing (`attrs["unknown"]`). For other
     keys a missing value is a group. Shares run from 0 to 1. Raises SchemaError if a column is missing.
-    A bounce message counts as the attempt it reports: leave out origin `dsn` where a log tells of it too.
+    A bounce message counts only where no other row tells of the attempt it reports.
 
     `verdict` compares the whole interval, not the rate, with one cut (facts: thresholds, block_rate_cut);
     with fewer than five attempts (block_rate_fewest) it is `too_few`. Shown in a notebook as chart and
@@ -85,6 +89,7 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
     """
     keys = _keys(by, RATES)
     data = _tried(attempts, keys, ["blocked"])
+    portless = int(attempts["port"].isna().sum()) if "port" in keys else 0
     unknown = int(data["blocked"].isna().sum())
     data = data.dropna(subset=["blocked"])
     blocked = data["blocked"].astype(bool)
@@ -109,7 +114,7 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
         words = np.select(cases, ["as_expected", "higher", "lower", "too_few"], "")
         made["verdict"] = pd.array([word or None for word in words.tolist()], dtype="string")
     result = Rates(RATES.build(made))
-    result.attrs["unknown"] = unknown
+    result.attrs |= {"unknown": unknown, "portless": portless}
     return result
 
 
@@ -117,15 +122,25 @@ def bounce_rates(frame: pd.DataFrame, by: str | Sequence[str] | None = None) -> 
     """Share of recipients that refused the message, per group: a `BOUNCES` frame, one row if `by` is None.
 
     Takes an `OUTCOMES` frame, or `ATTEMPTS` and makes the outcomes first. The rate is bounced / (sent +
-    bounced); expired and open recipients stand beside it. Without either it is missing.
+    bounced); expired and open recipients stand beside it. Without either it is missing, and where there are bounce
+    messages only: accepted mail leaves none. Of `ATTEMPTS` any column can be a key, and hour, day, week and month.
     """
     from deliverkit.outcomes import outcomes
 
     keys = _keys(by, BOUNCES)
-    data = OUTCOMES.check(frame if "final" in frame else outcomes(frame), [*keys, "final"])
+    data = frame if "final" in getattr(frame, "columns", ()) else outcomes(frame)
+    for key in keys:
+        if key in _PERIODS and key not in data:
+            data = data.assign(**{key: _starts(data["first_time"], key)})
+        elif key not in data and key in frame:  # the first that is known of a message and recipient
+            known = frame.dropna(subset=[key, "message_id"]).drop_duplicates(["message_id", "recipient"])
+            data = data.merge(known[["message_id", "recipient", key]], how="left", on=["message_id", "recipient"])
+    OUTCOMES.check(data, [*keys, "final"])
     ends = ("sent", "bounced", "expired", "open")
     made = _sums(data, keys, {word: data["final"].eq(word).fillna(False) for word in ends})
     total = made["sent"] + made["bounced"]
+    if "origin" in frame and frame["origin"].isin(["dsn", "arf"]).all():  # accepted mail leaves no bounce
+        total = total * 0
     low, high = wilson(made["bounced"], total)
     return BOUNCES.build(made.assign(rate=made["bounced"] / total.where(total > 0), low=low, high=high))
 
@@ -164,7 +179,8 @@ def show_rates(rates: pd.DataFrame) -> str:
         lines.append((group, bar, counts, ", ".join(who), said))
     wide = [max(len(line[i]) for line in lines) for i in range(5)] if lines else []
     rows = ["  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=True)).rstrip() for line in lines]
-    return "\n".join(rows) or "no attempts"
+    gone = rates.attrs.get("portless", 0)
+    return "\n".join(rows) or "no attempts" + (f" with a known port, {gone} rows without one" if gone else "")
 
 
 class Rates(pd.DataFrame):

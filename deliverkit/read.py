@@ -1,8 +1,8 @@
 """Read what is there: the content of a file says which reader it needs, never its name."""
 
 import io
-import os
 import re
+import warnings
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,7 @@ from deliverkit import facts
 from deliverkit.bounces import read_bounces
 from deliverkit.errors import FormatError, SchemaError
 from deliverkit.exports import read_export
-from deliverkit.files import Part, lines, parts
+from deliverkit.files import Part, Source, lines, parts
 from deliverkit.logs import formats, known_format, read_log
 from deliverkit.schema import ATTEMPTS, PROBES
 
@@ -21,20 +21,28 @@ _MAIL = re.compile(  # an mbox, or a header of mail
 )
 
 
-def read(path: str | os.PathLike[str]) -> pd.DataFrame:
+def read(path: Source) -> pd.DataFrame:
     """Read bounce mail, mail logs, exports of providers, or frames that deliverkit wrote (CSV, Parquet).
 
     Takes a file, folder or archive, also with several kinds in it; logs are read together, so that what one
-    file begins another may end. Gives an `ATTEMPTS` frame, or `PROBES` where all are frames of probes. Raises
-    FormatError for what is none of these, naming the file and what is known.
+    file begins another may end; a list of paths too. Gives an `ATTEMPTS` frame, or `PROBES` where all are frames of
+    probes. What is none of these is named in a warning, and in a FormatError if nothing else is there.
     """
+    if isinstance(path, list | tuple) and len(path) == 1 and not isinstance(path[0], Part):
+        return read(path[0])
     found: dict[Any, list[Part]] = {}
+    strays: list[FormatError] = []
     for part in parts(path):
-        if (reader := _reader(part)) is not None:
-            found.setdefault(reader, []).append(part)
+        try:
+            found.setdefault(_reader(part), []).append(part)
+        except FormatError as problem:
+            strays.append(problem)
+    found.pop(None, None)
     if not found:
-        raise FormatError(path, "the file is empty")
-    if list(found) == [read_bounces]:
+        raise strays[0] if strays else FormatError(path, "the file is empty")
+    for stray in strays:
+        warnings.warn(f"not read: {stray}", stacklevel=2)
+    if list(found) == [read_bounces] and not strays and not isinstance(path, list | tuple):
         return read_bounces(path)  # it knows the folders of a Maildir
     made = [_frame(part) for part in found.pop(_frame, [])]
     made += [reader(some) for reader, some in found.items()]

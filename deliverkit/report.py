@@ -76,7 +76,8 @@ def report(attempts: pd.DataFrame, *, title: str = "Did our mail leave, and did 
         "version": __version__,
         "advice": [(name, choose_port(sending, policy, provider, evidence=rows)) for name, rows in places],
         "period": data["time"].agg(["min", "max"]),
-        "overall": next(iter(block_rates(doors, []).to_dict("records")), None),
+        "overall": next(iter(block_rates(doors.dropna(subset="port"), []).to_dict("records")), None),
+        "probed": bool(probed.any()),
         "chart": Markup(svg.bars(rates, title="Share of attempts blocked", key=keys)),
         "table": Markup(svg.table(rates, caption="Block rates", columns={k: k for k in keys} | _TABLE)),
         "egress": egress(doors).to_dict("records") if doors["verdict"].notna().any() else None,
@@ -112,9 +113,12 @@ def _mail(mail: pd.DataFrame, hide: Any) -> dict[str, Any]:
     tried = counted(mail)
     far = tried["step"].map({step: i for i, step in enumerate(STEPS)}).groupby(tried["recipient"]).max()
     some = failed[failed["recipient"].isin(bounced["recipient"])].head(_SHOWN)
+    doors, overall = block_rates(mail), bounce_rates(mail).to_dict("records")[0]
     return {
-        "overall": bounce_rates(ends).to_dict("records")[0],
-        "chart": Markup(svg.bars(bounce_rates(ends, by), title="Share of answered messages bounced", key=by or [])),
+        "overall": overall,
+        "answered": 0 if pd.isna(overall["rate"]) else overall["sent"] + overall["bounced"],
+        "chart": Markup(svg.bars(bounce_rates(mail, by), title="Share of answered messages bounced", key=by or [])),
+        "doors": Markup(svg.bars(doors, title="Share of attempts with mail that were blocked")) if len(doors) else "",
         "never_left": int((unsent["recipient"].map(far).fillna(0) < STEPS.index("relay")).sum()),
         "recipients": len(ends),
         "reasons": _reasons(failed, hide),

@@ -24,7 +24,7 @@ _HIGH, _LOW = 2 / 3, 1 / 3  # share blocked from which a port counts as shut, an
 
 def _known(kind: str, word: str, names: Sequence[str]) -> str:
     """The name that is meant: equal without regard to case, or the only one that holds the word."""
-    folded = word.strip().casefold()
+    folded = str(word).strip().casefold()
     exact = [name for name in names if name.casefold() == folded]
     found = exact or [name for name in names if folded and folded in name.casefold()]
     if len(found) == 1:

@@ -55,7 +55,7 @@ class Frame:
         return pd.DataFrame(made)
 
     def check(self, df: pd.DataFrame, needs: Sequence[str] | None = None) -> pd.DataFrame:
-        """Return `df` if it has the columns (all, or those in `needs`) with fitting types.
+        """Return `df` if it has the columns (all, or those in `needs`) with fitting types, each once.
 
         Raises SchemaError naming the first thing wrong. Columns that this frame does not know are left alone.
         """
@@ -65,9 +65,12 @@ class Frame:
             if name not in df.columns:
                 have = ", ".join(map(str, df.columns)) or "no columns"
                 raise SchemaError(f"{self.name}: column {name!r} is missing; the frame has {have}")
+        if not df.columns.is_unique:
+            raise SchemaError(f"{self.name}: column {df.columns[df.columns.duplicated()][0]!r} is there twice")
         for column in self.columns:
-            if column.name in df.columns and not _fits(df[column.name], column.dtype):
-                found = df[column.name].dtype
+            asked = column.name in (df.columns if needs is None else needs)
+            if asked and not _fits(df[column.name], column.dtype):
+                found = f"{df[column.name].dtype}; dk.read reads a CSV with the right types"
                 raise SchemaError(f"{self.name}: column {column.name!r} should be {column.dtype}, not {found}")
         return df
 
@@ -82,10 +85,17 @@ class Frame:
 
 
 def counted(attempts: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are attempts of their own: those that only repeat an older failure are left out."""
-    if "attempted" not in attempts:
-        return attempts
-    return attempts[attempts["attempted"].astype("boolean").fillna(True).astype(bool)]
+    """The rows that are attempts of their own.
+
+    Left out: those that only repeat an older failure, and bounce messages about an attempt that another row tells of.
+    """
+    keep = pd.Series(True, attempts.index)
+    if "attempted" in attempts:
+        keep &= attempts["attempted"].astype("boolean").fillna(True).astype(bool)
+    if {"origin", "message_id", "recipient"} <= set(attempts) and (late := attempts["origin"].eq("dsn")).any():
+        sent = pd.MultiIndex.from_frame(attempts[["message_id", "recipient"]])
+        keep &= ~(late.fillna(False).astype(bool) & sent.isin(sent[~late.fillna(False).astype(bool) & keep]))
+    return attempts[keep.to_numpy()]
 
 
 def _cast(frame: str, column: Column, values: Any, length: int) -> Any:

@@ -25,7 +25,7 @@ def text(value: Any, name: str = "") -> str:
         near = "<1%" if 0 < value < 0.005 else ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
         return near.replace("%", "\N{NO-BREAK SPACE}%")
     if name == "verdict":
-        return str(value).replace("_", " ")
+        return {"too_few": "too few or too close to say"}.get(value, str(value).replace("_", " "))
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d}" if value == value.normalize() else f"{value:%Y-%m-%d %H:%M}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -237,6 +237,8 @@ class _Sweep:
             began = monotonic()
             try:
                 answer = self.resolver(name)
+                if not isinstance(answer, Answer):
+                    raise TargetError(f"the resolver should give a deliverkit.resolve.Answer, not {answer!r}")
             except Exception as problem:  # noqa: BLE001 - of the caller's own resolver: raised at the caller
                 return self.rows.put(problem)
             for job in self.unknown[name]:

@@ -159,3 +159,11 @@ def test_a_long_text_is_cut() -> None:
 )
 def test_what_the_dns_or_a_loop_did_is_no_block(text: str, blocked: bool) -> None:
     assert one(outcome="deferred", text=text)["blocked"] is blocked
+
+
+def test_one_server_that_hangs_up_is_no_network() -> None:
+    hung = {"verdict": "closed_after_accept", "failure": "eof", "step": "rules", "port": 25}
+    alone = probes({"host": "a.example", **hung}, {"host": "b.example", "port": 25, **OPEN})
+    assert alone["blocked_by"][0] == "server"
+    every = probes(*({"host": f"{name}.example", **hung} for name in "abc"))
+    assert every["blocked_by"].tolist() == ["network"] * 3

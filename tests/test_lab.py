@@ -227,3 +227,9 @@ def test_a_real_lab_listens_on_the_true_ports_of_an_address_per_host() -> None:
         frame = dk.probe(list(lab.addresses.values()), lab.ports, timeout=2, pace=None)
         assert frame["verdict"].eq("open").all() and len(frame) == 32
         assert lab.connect_to[lab.hosts[2], 465] == ("127.0.10.3", 465)
+
+
+@pytest.mark.parametrize("scenario", [5, None, ["open"]])
+def test_something_that_is_no_scenario_is_named(scenario: object) -> None:
+    with pytest.raises(TargetError, match="cannot act"):
+        Lab(scenario)  # type: ignore[arg-type]

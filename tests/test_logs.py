@@ -253,3 +253,16 @@ def test_samples_of_other_projects_are_read(shared: Path) -> None:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         wanted = sum("status=" in line and ": to=<" in line for line in lines)
         assert read_log(path)["recipient"].notna().sum() >= wanted, path.name
+
+
+def test_notifications_that_end_in_a_mailbox_here_are_no_mail_of_ours():
+    from deliverkit.logs import postfix
+
+    log = """2026-01-01T10:00:00Z m postfix/cleanup[1]: AAAAAAAAAA: message-id=<n@m.example>
+2026-01-01T10:00:00Z m postfix/qmgr[1]: AAAAAAAAAA: from=<>, size=2639, nrcpt=1 (queue active)
+2026-01-01T10:00:01Z m postfix/virtual[1]: AAAAAAAAAA: to=<l@c.example>, relay=virtual, delay=0, status=sent (ok)
+2026-01-01T10:00:02Z m postfix/qmgr[1]: AAAAAAAAAA: removed
+2026-01-01T10:00:03Z m postfix/cleanup[1]: AAAAAAAAAA: message-id=<o@m.example>
+2026-01-01T10:00:04Z m postfix/virtual[1]: AAAAAAAAAA: to=<l@c.example>, relay=virtual, delay=0, status=sent (ok)"""
+    made = list(postfix.rows(log.split("\n")))
+    assert [(row["attempted"], row["outcome"]) for row in made] == [(False, None), (True, "passed")]

@@ -5,7 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from deliverkit import plots, svg
-from deliverkit.rates import block_rates, funnel
+from deliverkit.errors import SchemaError
+from deliverkit.rates import block_rates, bounce_rates, funnel
 from deliverkit.widgets import explore_rates
 
 
@@ -66,3 +67,43 @@ def test_choosing_a_port_leaves_the_others_out(tried):
     box = explore_rates(tried)
     box.port.value = 587
     assert "port 587" in box.view.value and "port 25" not in box.view.value
+
+
+def test_a_bounce_message_counts_only_where_nothing_else_tells_of_the_attempt():
+    told = {"message_id": "<1@x.example>", "recipient": "a@y.example", "blocked": True}
+    rows = [{**told, "origin": "log"}, {**told, "origin": "dsn"}, {**told, "origin": "dsn", "recipient": "b@y.example"}]
+    assert block_rates(pd.DataFrame(rows), [])["attempts"].tolist() == [2]
+
+
+@pytest.mark.parametrize("by", [["port", "port"], 5, [5]])
+def test_a_key_that_cannot_be_one_is_named(tried, by):
+    for rates in (block_rates, funnel):
+        with pytest.raises(SchemaError, match="group by names of columns"):
+            rates(tried, by)
+
+
+def test_a_column_that_is_there_twice_is_named(tried):
+    with pytest.raises(SchemaError, match="'port' is there twice"):
+        block_rates(pd.concat([tried, tried], axis=1))
+
+
+def test_rows_without_a_port_are_spoken_of(tried):
+    assert "38 rows without one" in repr(block_rates(tried.assign(port=pd.array([pd.NA] * 38, dtype="Int64"))))
+
+
+def test_bounces_are_grouped_by_network_and_day_too():
+    rows = [
+        {"message_id": f"<{i}@x>", "recipient": "a@y.example", "origin": "log", "vantage": place, "outcome": outcome,
+         "time": f"2026-03-0{i}T10:00Z"}
+        for i, (place, outcome) in enumerate([("home", "passed"), ("home", "failed"), ("office", "failed")], 1)
+    ]  # fmt: skip
+    mail = plots.ATTEMPTS.build(rows)
+    assert bounce_rates(mail, "vantage")[["sent", "bounced"]].values.tolist() == [[1, 1], [0, 1]]
+    assert bounce_rates(mail, ["day"])["rate"].tolist() == [0, 1, 1]
+    assert bounce_rates(mail.assign(origin="dsn"))["rate"].isna().all()
+
+
+def test_what_is_no_frame_is_refused_by_every_rate():
+    for rates in (block_rates, funnel, bounce_rates):
+        with pytest.raises(SchemaError, match="pandas frame"):
+            rates(None)

@@ -117,3 +117,17 @@ def test_a_folder_without_files_or_a_missing_path_is_a_format_error(tmp_path: Pa
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(FormatError):
             read(path)
+
+
+def test_a_stray_file_is_named_and_the_rest_is_read(tmp_path):
+    import shutil
+
+    import deliverkit as dk
+
+    root = Path(__file__).resolve().parents[1]
+    shutil.copy(root / "data" / "postfix" / "home.log", tmp_path / "home.log")
+    (tmp_path / "notes.txt").write_text("remember the milk")
+    with pytest.warns(UserWarning, match=r"not read: .*notes\.txt"):
+        folder = dk.read(tmp_path)
+    assert len(folder) == len(dk.read([tmp_path / "home.log"])) > 100
+    assert len(dk.read([tmp_path / "home.log", root / "data" / "ses.json"])) > len(folder)

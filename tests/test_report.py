@@ -129,3 +129,13 @@ def test_nothing_to_report_is_said(mail: pd.DataFrame) -> None:
 )
 def test_an_address_keeps_its_first_letter_and_domain(text: str, masked: str) -> None:
     assert mask(text) == masked
+
+
+def test_bounces_alone_give_no_rate(mail: pd.DataFrame) -> None:
+    html = report(mail[mail["outcome"] == "failed"].assign(origin="dsn")).html
+    assert "only bounces in these data" in html and "100" not in html.split("Messages refused")[1].split("</div>")[0]
+
+
+def test_mail_beside_probes_is_shown_apart(mail: pd.DataFrame, probes: pd.DataFrame) -> None:
+    html = " ".join(report(PROBES.build(pd.concat([probes, mail]))).html.split())
+    assert "8 of 32 attempts of probes were blocked" in html and "The ports that mail went by" in html

@@ -532,3 +532,8 @@ def test_a_limit_on_open_files_makes_it_slower_and_not_wrong() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert set(frame["verdict"]) == {"accepts_no_banner"}
+
+
+def test_a_resolver_that_gives_something_else_is_named_and_nothing_hangs() -> None:
+    with pytest.raises(TargetError, match="resolver"):
+        dk.probe("x.example", 25, resolver=lambda host: 5, timeout=1, pace=None)  # type: ignore[arg-type,return-value]

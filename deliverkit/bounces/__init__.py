@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from email.header import decode_header, make_header
 from email.utils import parsedate_to_datetime
 from itertools import groupby, pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ def read_bounces(path: Source) -> pd.DataFrame:
     `source` is the file (members as "archive.zip!name"), `line` the number of the message in it. `port` is known
     only where the message states it. Raises FormatError for a missing path and where there is no file.
     """
-    found: Sequence[Path | Part] = path if isinstance(path, list) else _files(Path(path))
-    return classify(_read(found, alone=not isinstance(path, list) and found == [Path(path)]))
+    place = Path(path) if isinstance(path, str | PathLike) else path
+    files = _files(place) if isinstance(place, Path) else place if isinstance(place, list | tuple) else [place]
+    return classify(_read(files, alone=list(files) == [place]))
 
 
 def _files(path: Path) -> list[Path]:
@@ -45,7 +47,7 @@ def _files(path: Path) -> list[Path]:
     return sorted(f for f in shown if (not box or f.parent.name in ("cur", "new")) and f.is_file()) or [path]
 
 
-def _read(files: Sequence[Path | Part], alone: bool) -> Iterator[Row]:
+def _read(files: Sequence[Any], alone: bool) -> Iterator[Row]:
     """The rows of all messages; a damaged file among others is a row that says so."""
     for file in files:
         try:

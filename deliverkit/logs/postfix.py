@@ -44,12 +44,14 @@ def rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
     Tries of earlier hosts stand on lines of their own, without a recipient: the next delivery line of that process says
     whom they were for, and where it repeats one, that counts once. `status=expired` ends every recipient still
-    deferred; such rows and those of the error program have `attempted` False. Address probes have no outcome either.
+    deferred; such rows and those of the error program have `attempted` False. Address probes have no outcome either,
+    nor have notifications (null sender) that end in a mailbox of this machine: they are nobody's campaign.
     Held in memory: the messages in the queue, and tries not joined so far.
     """
     ids: dict[tuple[str, ...], str | None] = {}
     deferred: dict[tuple[str, ...], dict[str, None]] = {}
     tries: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    notices: set[tuple[str, ...]] = set()
     for number, line in enumerate(lines, 1):
         if not (found := _LINE.match(line)):
             continue
@@ -57,6 +59,8 @@ def rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         name, queue = program.rpartition("/")[2], (host, program.partition("/")[0], queue_id or "")
         about = {"time": stamp, "line": number, "queue_id": queue_id, "message_id": ids.get(queue)}
         if what == "to=<" and (row := _delivery(rest, name)):
+            if queue in notices and name not in ("smtp", "lmtp"):
+                row |= {"outcome": None, "attempted": False, "hint": "notice"}
             earlier = tries.pop((host, program, pid), [])
             repeated = next((tried for tried in earlier if tried["text"] == row["text"]), None)
             theirs = about | {"recipient": row["recipient"], "attempted": row["attempted"]}
@@ -72,6 +76,9 @@ def rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         elif what == "message-id=" and name == "cleanup":  # a new message: short queue ids are used again
             ids[queue] = rest if rest != "<>" else None
             deferred.pop(queue, None)
+            notices.discard(queue)
+        elif what == "from=<" and name == "qmgr" and rest.startswith(">, size="):
+            notices.add(queue)
         elif what == "from=<" and name == "qmgr" and rest.endswith("expired, returned to sender"):
             given_up = about | {"text": "expired, returned to sender", "hint": "expired"}
             for recipient in deferred.pop(queue, ()):
@@ -79,6 +86,7 @@ def rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         elif what == "removed" and name == "qmgr":
             ids.pop(queue, None)
             deferred.pop(queue, None)
+            notices.discard(queue)
         elif name in ("smtp", "lmtp") and (queue_id or what == "connect to ") and what != "to=<":
             tried = {"time": stamp, "line": number, "outcome": "deferred"}
             tries.setdefault((host, program, pid), []).append(tried | _far_end(what + rest, what + rest))
