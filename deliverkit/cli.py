@@ -74,11 +74,13 @@ def _write(frame: pd.DataFrame, args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
+    from deliverkit.resolve import mx_hosts
     from deliverkit.sweep import probe
 
     asked = {"vantage": args.vantage, "connect_to": args.connect_to, "timeout": args.timeout}
     pace = None if args.no_pace else "polite"
-    frame = probe(args.hosts, args.ports, pace=pace, ehlo_name=args.ehlo_name, **asked)
+    hosts = [host for name in args.hosts for host in (args.mx and mx_hosts(name).found) or (name,)]
+    frame = probe(hosts, args.ports, pace=pace, ehlo_name=args.ehlo_name, **asked)
     _write(frame, args)
     return 0 if frame["verdict"].str.startswith("open").all() else 1
 
@@ -116,7 +118,7 @@ def _notebooks(args: argparse.Namespace) -> int:
     from importlib.util import find_spec
 
     if find_spec("jupyterlab") is None:
-        print('deliverkit: JupyterLab is missing: python -m pip install "deliverkit[notebooks]"', file=sys.stderr)
+        print("deliverkit: jupyterlab is missing: python -m pip install jupyterlab", file=sys.stderr)
         return 3
     folder = _shipped("notebooks")
     if folder.name.startswith("_"):  # an installed wheel: work on a copy, with the data the notebooks open
@@ -173,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     add = verb("probe", _probe, "try the SMTP ports of hosts", frame=True)
     add("hosts", nargs="+", help="host names or addresses, host:port for a single port")
     add("--ports", type=_ports, default=list(PORTS), help="default: 25,465,587,2525")
+    add("--mx", action="store_true", help="these are mail domains: probe their mail servers")
     add("--vantage", help="name of the network you are in")
     add("--timeout", type=_timeout, default="standard", help="seconds, or quick, standard, patient")
     add("--connect-to", action="append", metavar="HOST:PORT:ADDRESS:PORT", help="as curl has it")

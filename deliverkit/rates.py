@@ -49,8 +49,8 @@ def _tried(attempts: pd.DataFrame, keys: list[str], needs: list[str]) -> pd.Data
     periods = [key for key in keys if key in _PERIODS and key not in columns]
     wanted = [key for key in keys if key not in periods] + needs + ["time"] * bool(periods)
     ATTEMPTS.check(attempts, wanted)
-    optional = [name for name in ("blocked_by",) if name in attempts and name not in wanted]
-    data = counted(attempts)[list(dict.fromkeys(wanted + optional))]
+    used = ("blocked_by", "attempted", "origin", "message_id", "recipient")
+    data = counted(attempts[list(dict.fromkeys([*wanted, *(name for name in used if name in attempts)]))])
     data = data.assign(**{period: _starts(data["time"], period) for period in periods})
     return data.dropna(subset=["port"]) if "port" in keys else data
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ def _known(kind: str, word: str, names: Sequence[str]) -> str:
     found = exact or [name for name in names if folded and folded in name.casefold()]
     if len(found) == 1:
         return found[0]
-    near = ", ".join(found or names)
+    near = ", ".join(found or get_close_matches(str(word), names, 3) or names)
     raise FactsError(f"{kind} {word!r} is {'not clear' if found else 'not known'}; there is: {near}")
 
 
@@ -176,13 +177,9 @@ def choose_port(sending: str = "application", policy: str = "guide", provider: s
     two thirds of its attempts blocked, open one with at most one third.
     Raises FactsError for an unknown word and SchemaError for an evidence frame of another kind.
     """
-    if sending not in SENDING:
-        raise FactsError(f"sending {sending!r} is not known; there is: {', '.join(SENDING)}")
-    if policy not in POLICIES:
-        raise FactsError(f"policy {policy!r} is not known; there is: {', '.join(POLICIES)}")
-    needs = "implicit" if sending == "legacy" else security or "any"
-    if needs not in ("any", "implicit", "starttls"):
-        raise FactsError(f"security {security!r} is not known; there is: implicit, starttls")
+    sending, policy = _known("sending", sending, SENDING), _known("policy", policy, POLICIES)
+    wanted = "any" if security is None else _known("security", security, ("implicit", "starttls"))
+    needs = "implicit" if sending == "legacy" else wanted
     esp, nets = facts.table("esp_ports"), facts.table("network_policies")
     if provider is not None:
         provider = _known("provider", provider, list(esp["provider"].unique()))
@@ -228,6 +225,8 @@ def _advise(rows: list[dict[str, Any]], policy: str, asked: Mapping[str, Any]) -
     warned = [f"port {', '.join(those)}: {reason}" for reason, those in ports.items()]
     if left and left[0]["measured"] == "unknown":
         warned.append(f"port {left[0]['port']} was not measured from your network: probe it before you rely on it")
+    if left and "{" in (left[0]["host"] or ""):
+        warned.append(f"put your own {left[0]['host'].split('{')[1].split('}')[0]} into the host's name")
     if policy == "provider" and not asked["provider"]:
         warned.append("no provider named: what this policy says is what providers publish on the whole")
     if asked["sending"] == "relay" and not left:

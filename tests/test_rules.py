@@ -150,6 +150,7 @@ def test_the_other_policies_are_always_told():
         ({"sending": "pigeon"}, "relay, client"),
         ({"policy": "mine"}, "guide, standards, provider"),
         ({"provider": "Nobody"}, "SendGrid"),
+        ({"provider": "sengrid"}, "there is: SendGrid"),
         ({"provider": ""}, "not known"),
         ({"provider": "mail"}, "not clear"),
         ({"network": "Atlantis"}, "AWS EC2"),
