@@ -37,6 +37,8 @@ def per_second(job: Callable[[Path], int], folder: Path) -> float:
 
 
 def main() -> None:
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     folder = Path(sys.argv[1])
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     jobs = {"email.message_from_bytes": parse, "deliverkit.read_bounces": read}
