@@ -19,12 +19,11 @@ from heapq import heappop, heappush
 from ipaddress import ip_address
 from itertools import count
 from math import inf
-from operator import index
 from queue import Empty, SimpleQueue
 from random import Random
 from threading import Thread
 from time import monotonic, sleep
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pandas as pd
 from tqdm import tqdm
@@ -35,26 +34,12 @@ from deliverkit.errors import TargetError
 from deliverkit.probe import IMPLICIT, Ask, Dialogue, Event, judge, tls_word
 from deliverkit.resolve import Answer, addresses
 from deliverkit.schema import PROBES
+from deliverkit.targets import Job, is_ip, jobs_of, limits_of, routes_of
 
-_PROFILES = {"quick": (5.0, 10.0, 10.0), "standard": (10.0, 30.0, 30.0), "patient": (30.0, 300.0, 300.0)}
-_PLACE = re.compile(r"(?:\[([^\]]*)\]|([\w.-]+))(?::(.*))?")  # host, host:port, [v6], [v6]:port
-_CURL = re.compile(r"(\[[^\]]*\]|[^:]*):(\d*):(\[[^\]]*\]|[^:]*):(\d*)")
 _STEPS = {"dns": "connect", "tcp": "connect", "banner": "rules", "ehlo": "rules"}  # `reached` -> step; else encryption
 _READ, _WRITE, _WAIT = selectors.EVENT_READ, selectors.EVENT_WRITE, object()
 _ERRQUEUE = socket.MSG_ERRQUEUE if sys.platform == "linux" else 0
 _RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}  # Linux, ip(7)
-
-
-class _Job(NamedTuple):
-    number: int
-    host: str
-    port: int
-    operator: str | None
-    dial: str  # name or address to connect to
-    dial_port: int
-    crowd: str  # whom not to hurry: the operator, and
-    key: str  # the host where it is mapped, else its address
-    dns_s: float | None = None
 
 
 def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int] = PORTS, *,
@@ -75,7 +60,7 @@ def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int
     (done, total); by default a bar shows where stderr is a terminal. `ehlo_name` is by default the literal of the own
     address, `resolver` a function of a name that gives an `Answer`. Raises TargetError for what must not be run.
     """
-    jobs, limits = _jobs(targets, ports, _routes(connect_to)), _limits(timeout)
+    jobs, limits = jobs_of(targets, ports, routes_of(connect_to)), limits_of(timeout)
     if not isinstance(in_flight, int) or in_flight < 1:
         raise TargetError(f"in_flight should be 1 or more, not {in_flight!r}")
     if pace not in ("polite", None):
@@ -102,86 +87,10 @@ def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int
     return classify(rows, PROBES)
 
 
-def _many(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes) else [given]
-
-
-def _port(port: Any) -> int:
-    with suppress(TypeError, ValueError):
-        exact = isinstance(port, str) or (isinstance(port, float) and port.is_integer())  # a frame's gaps make floats
-        number = int(port) if exact else index(port)
-        if 0 < number < 65536 and not isinstance(port, bool):
-            return number
-    raise TargetError(f"a port is a number from 1 to 65535, not {port!r}")
-
-
-def _is_ip(text: Any) -> bool:
-    with suppress(ValueError):
-        return bool(ip_address(text))
-    return False
-
-
-def _split(target: Any) -> tuple[str, Any]:
-    """Host and port (None where none is given) of a target."""
-    text = target.strip() if isinstance(target, str) else ""
-    place = _PLACE.fullmatch(text)
-    with suppress(UnicodeError):
-        if _is_ip(text):  # a bare IPv6 address is no host:port
-            return text, None
-        if place and (_is_ip(place[1]) or (place[2] and len(text) < 260 and place[2].rstrip(".").encode("idna"))):
-            return place[1] or place[2], place[3]
-    raise TargetError(f"{target!r} is not a host name, an address or host:port")
-
-
-def _routes(connect_to: Any) -> dict[tuple[str, int], tuple[int, str, int]]:
-    """(host, port) -> place in the list, address, port; "" and 0 stand for any and for unchanged."""
-    made: dict[tuple[str, int], tuple[int, str, int]] = {}
-    for number, pair in enumerate(connect_to.items() if isinstance(connect_to, Mapping) else _many(connect_to or ())):
-        try:
-            parts = _CURL.fullmatch(pair) if isinstance(pair, str) else None
-            (host, port), (address, to) = (parts.group(1, 2), parts.group(3, 4)) if parts else pair
-            key = (host or "").strip("[]").lower().rstrip("."), _port(port) if port else 0
-            made.setdefault(key, (number, _split(address)[0] if address else "", _port(to) if to else 0))
-        except (TypeError, ValueError, AttributeError, TargetError):
-            raise TargetError(f"connect_to maps (host, port) to (address, port), not {pair!r}") from None
-    return made
-
-
-def _jobs(targets: Any, ports: Any, routes: Mapping[tuple[str, int], tuple[int, str, int]]) -> list[_Job]:
-    usual = [_port(port) for port in _many(ports)]
-    asked = [(target, None, None) for target in _many(targets)]
-    if isinstance(targets, pd.DataFrame):
-        if "host" not in targets:
-            raise TargetError("a frame of targets needs a column 'host'")
-        table = targets.reindex(columns=["host", "port", "operator"]).astype(object)
-        asked = list(table.where(table.notna(), None).itertuples(index=False, name=None))
-    found: dict[tuple[str, int], _Job] = {}
-    for target, given, operator in asked:
-        host, port = _split(target)
-        name, port = host.lower().rstrip("."), port if given is None else given
-        crowd = operator or (name if _is_ip(name) else ".".join(name.split(".")[-2:]))
-        for number in usual if port is None else [_port(port)]:
-            keys = ((name, number), (name, 0), ("", number), ("", 0))
-            _, dial, to = min((routes[key] for key in keys if key in routes), default=(0, "", 0))
-            job = _Job(len(found), host, number, operator, dial or name, to or number, crowd, name if dial else "")
-            found.setdefault((name, number), job)
-    return list(found.values())
-
-
-def _limits(timeout: Any) -> dict[str, float]:
-    """Seconds per stage, and for the whole."""
-    number = isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 < timeout < inf
-    if not number and timeout not in _PROFILES:
-        raise TargetError(f"timeout should be seconds above 0, or {', '.join(_PROFILES)}, not {timeout!r}")
-    connect, banner, rest = (float(timeout),) * 3 if number else _PROFILES[timeout]
-    made = {"connect": connect, "banner": banner, "quit": min(2.0, rest), "total": connect + banner + 3 * rest + 2}
-    return made | dict.fromkeys(("ehlo", "starttls", "tls"), rest)
-
-
 class _Line:
     """One connection: its socket, its dialogue, and what it waits for."""
 
-    def __init__(self, job: _Job, sock: socket.socket) -> None:
+    def __init__(self, job: Job, sock: socket.socket) -> None:
         self.job, self.sock, self.fd, self.began = job, sock, sock.fileno(), monotonic()
         self.ask, self.out, self.due, self.wants = Ask("connect", "connect"), b"", 0.0, _WRITE
         self.talk: Generator[Ask, Event, None] | None = None
@@ -193,14 +102,14 @@ class _Line:
 class _Sweep:
     """The loop. It runs in a thread, as a notebook's kernel has a loop already; rows leave by a queue."""
 
-    def __init__(self, jobs: list[_Job], limits: dict[str, float], in_flight: int, polite: bool,
+    def __init__(self, jobs: list[Job], limits: dict[str, float], in_flight: int, polite: bool,
                  ehlo_name: str | None, resolver: Callable[[str], Answer]) -> None:  # fmt: skip
         self.limits, self.polite, self.ehlo_name, self.resolver = limits, polite, ehlo_name, resolver
         self.in_flight = min(in_flight, 500) if sys.platform == "win32" else in_flight  # select takes 512
-        self.ready: deque[_Job] = deque()
-        self.unknown: dict[str, list[_Job]] = defaultdict(list)
+        self.ready: deque[Job] = deque()
+        self.unknown: dict[str, list[Job]] = defaultdict(list)
         for job in Random(0).sample(jobs, len(jobs)):  # the dead of one operator must not fill all places at once
-            self._enlist(job, str(ip_address(job.dial))) if _is_ip(job.dial) else self.unknown[job.dial].append(job)
+            self._enlist(job, str(ip_address(job.dial))) if is_ip(job.dial) else self.unknown[job.dial].append(job)
         self.names = iter(list(self.unknown))  # one iterator for all threads
         self.rows: SimpleQueue[Any] = SimpleQueue()
         self.lines: dict[int, _Line] = {}
@@ -250,7 +159,7 @@ class _Sweep:
             if self.stopped:
                 return
 
-    def _enlist(self, job: _Job, address: str) -> None:
+    def _enlist(self, job: Job, address: str) -> None:
         self.ready.append(job._replace(dial=address, key=job.key or address))
 
     def _run(self) -> None:
@@ -287,7 +196,7 @@ class _Sweep:
                 self.free[job.key], self.turn[job.crowd], self.next = inf, now + self.pause[job.crowd], now + 0.01
             self._open(job)
 
-    def _open(self, job: _Job) -> None:
+    def _open(self, job: Job) -> None:
         family = socket.AF_INET6 if ":" in job.dial else socket.AF_INET
         try:
             line = _Line(job, socket.socket(family, socket.SOCK_STREAM))
@@ -342,7 +251,7 @@ class _Sweep:
         line.ask = ask
         if ask.what == "tls":
             host = line.job.host.rstrip(".")
-            name = None if _is_ip(host) else host.encode("idna").decode()  # an address is no name to ask for
+            name = None if is_ip(host) else host.encode("idna").decode()  # an address is no name to ask for
             line.tls = self.context.wrap_bio(line.came, line.goes, server_hostname=name)
         elif line.tls:
             line.text = ask.data
@@ -412,7 +321,7 @@ class _Sweep:
             self.pause[line.job.crowd] = min(2 * self.pause[line.job.crowd], 60)
         self._emit(line.job, line.row | {"address": line.job.dial, "total_s": monotonic() - line.began})
 
-    def _emit(self, job: _Job, row: dict[str, Any]) -> None:
+    def _emit(self, job: Job, row: dict[str, Any]) -> None:
         plain = row["verdict"] == "open_no_tls" and not row["failure"]
         outcome = {"open": "passed", "deferred": "deferred"}.get(row["verdict"], "passed" if plain else "failed")
         row = {"mode": "implicit" if job.port in IMPLICIT else "starttls", "dns_s": job.dns_s} | row

@@ -18,7 +18,7 @@ LAYERS = [
     {"errors", "schema", "svg"},  # svg draws plain values and knows no other module
     {"facts"},
     {"classify"},
-    {"resolve", "probe", "sweep", "lab", "files", "logs", "bounces", "exports", "read"},
+    {"resolve", "targets", "probe", "sweep", "lab", "files", "logs", "bounces", "exports", "read"},
     {"outcomes", "rates", "egress", "advice", "rules"},
     {"plots", "widgets", "report"},
     {"tour", "cli", "__main__"},

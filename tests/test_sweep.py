@@ -368,13 +368,13 @@ def test_a_tarpit_that_finishes_in_time_is_open() -> None:
 
 
 def test_the_whole_probe_ends_even_if_every_stage_keeps_to_its_time() -> None:
-    from deliverkit.sweep import _limits
+    from deliverkit.targets import limits_of
 
-    assert _limits(2)["total"] == 2 + 2 + 3 * 2 + 2
-    assert {word: _limits(word)["banner"] for word in ("quick", "standard", "patient")} == {
+    assert limits_of(2)["total"] == 2 + 2 + 3 * 2 + 2
+    assert {word: limits_of(word)["banner"] for word in ("quick", "standard", "patient")} == {
         "quick": 10, "standard": 30, "patient": 300,
     }  # fmt: skip
-    assert _limits("patient")["quit"] == 2
+    assert limits_of("patient")["quit"] == 2
 
 
 def test_quit_is_not_waited_for_long() -> None:
