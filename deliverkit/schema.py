@@ -92,9 +92,11 @@ def counted(attempts: pd.DataFrame) -> pd.DataFrame:
     keep = pd.Series(True, attempts.index)
     if "attempted" in attempts:
         keep &= attempts["attempted"].astype("boolean").fillna(True).astype(bool)
-    if {"origin", "message_id", "recipient"} <= set(attempts) and (late := attempts["origin"].eq("dsn")).any():
+    if {"origin", "message_id", "recipient"} <= set(attempts) and attempts["origin"].eq("dsn").any():
+        late = attempts["origin"].eq("dsn").fillna(False).astype(bool)
+        named = attempts[["message_id", "recipient"]].notna().all(axis=1)  # unknown is not the same as unknown
         sent = pd.MultiIndex.from_frame(attempts[["message_id", "recipient"]])
-        keep &= ~(late.fillna(False).astype(bool) & sent.isin(sent[~late.fillna(False).astype(bool) & keep]))
+        keep &= ~(late & named & sent.isin(sent[~late & named & keep]))
     return attempts[keep.to_numpy()]
 
 

@@ -73,6 +73,8 @@ def test_a_bounce_message_counts_only_where_nothing_else_tells_of_the_attempt():
     told = {"message_id": "<1@x.example>", "recipient": "a@y.example", "blocked": True}
     rows = [{**told, "origin": "log"}, {**told, "origin": "dsn"}, {**told, "origin": "dsn", "recipient": "b@y.example"}]
     assert block_rates(pd.DataFrame(rows), [])["attempts"].tolist() == [2]
+    unknown = pd.DataFrame(rows).assign(message_id=pd.array([pd.NA] * 3, dtype="string"))
+    assert block_rates(unknown, [])["attempts"].tolist() == [3]
 
 
 @pytest.mark.parametrize("by", [["port", "port"], 5, [5]])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from deliverkit.bounces.mail import WORDS, Fields, Mail, messages, take_apart
 from deliverkit.classify import classify
@@ -49,7 +50,7 @@ def _files(path: Path) -> list[Path]:
 
 def _read(files: Sequence[Any], alone: bool) -> Iterator[Row]:
     """The rows of all messages; a damaged file among others is a row that says so."""
-    for file in files:
+    for file in tqdm(files, unit=" files", leave=False, delay=1, disable=None):
         try:
             for part in parts([file] if isinstance(file, Part) else file):
                 with part.open() as stream:

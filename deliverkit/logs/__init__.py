@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from deliverkit.classify import classify
 from deliverkit.errors import FormatError, SchemaError
@@ -80,7 +81,7 @@ def _read(name: str, files: list[Part], year: int | None) -> pd.DataFrame:
         for part in files:
             starts.append(starts[-1])
             with part.open() as stream:
-                for line in lines(stream):
+                for line in tqdm(lines(stream), unit=" lines", leave=False, delay=1, disable=None):
                     starts[-1] += 1
                     yield line
 
