@@ -36,6 +36,7 @@ _WHERE = {  # public name -> module; imported on first use, so that `import deli
     "plot_timeline": "plots",
     "explore_rates": "widgets",
     "report": "report",
+    "sample": "samples",
     "DeliverkitError": "errors",
     "FormatError": "errors",
     "SchemaError": "errors",

@@ -30,15 +30,6 @@ _QUESTION: dict[str, dict[str, Any]] = {  # what `choose` and `report` ask of ch
 }
 
 
-def _shipped(name: str) -> Path:
-    """A folder that comes along: beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / f"_{name}", package.parent / name):
-        if folder.is_dir():
-            return folder
-    raise FormatError(package.parent / name, f"the {name} folder is not there; use a clone or the wheel")
-
-
 def _plain(text: object) -> str:
     """Text from outside, made safe for a terminal: control characters are shown, not obeyed."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text))
@@ -117,14 +108,16 @@ def _notebooks(args: argparse.Namespace) -> int:
     import subprocess
     from importlib.util import find_spec
 
+    from deliverkit.samples import shipped
+
     if find_spec("jupyterlab") is None:
         print("deliverkit: jupyterlab is missing: python -m pip install jupyterlab", file=sys.stderr)
         return 3
-    folder = _shipped("notebooks")
+    folder = shipped("notebooks")
     if folder.name.startswith("_"):  # an installed wheel: work on a copy, with the data the notebooks open
         for name in ("notebooks", "data"):
             if not (Path(args.folder) / name).exists():
-                shutil.copytree(_shipped(name), Path(args.folder) / name, ignore=shutil.ignore_patterns("__*"))
+                shutil.copytree(shipped(name), Path(args.folder) / name, ignore=shutil.ignore_patterns("__*"))
         folder = Path(args.folder) / "notebooks"
     return subprocess.run([sys.executable, "-m", "jupyterlab", str(folder), *args.options], check=False).returncode
 
@@ -132,7 +125,7 @@ def _notebooks(args: argparse.Namespace) -> int:
 def _tour(args: argparse.Namespace) -> int:
     from deliverkit.tour import tour
 
-    return tour(Path(args.output), _shipped("data"))
+    return tour(Path(args.output))
 
 
 def _ports(word: str) -> list[int]:

@@ -8,12 +8,10 @@ import pandas as pd
 
 from deliverkit.egress import egress
 from deliverkit.lab import Lab
-from deliverkit.outcomes import label
 from deliverkit.rates import block_rates, bounce_rates
-from deliverkit.read import read
 from deliverkit.report import report
 from deliverkit.rules import choose_port
-from deliverkit.schema import ATTEMPTS, PROBES
+from deliverkit.samples import sample
 from deliverkit.svg import text
 from deliverkit.sweep import probe
 
@@ -24,18 +22,7 @@ def _say(heading: str, *lines: object) -> None:
     print(f"\n{heading}\n{'-' * len(heading)}", *lines, sep="\n", flush=True)
 
 
-def campaign(samples: Path) -> pd.DataFrame:
-    """The sample campaign as `ATTEMPTS`: logs, bounces and exports, with client, campaign and network.
-
-    Messages that are not in the send list, notifications of the MTA for one, are left out.
-    """
-    sends = pd.read_csv(samples / "sends.csv", dtype="string")
-    parts = [read(samples / name) for name in ("postfix", "bounces.mbox", "ses.json", "sendgrid.json")]
-    known = label(ATTEMPTS.build(pd.concat(parts, ignore_index=True)), sends)
-    return known[known["client"].notna()]
-
-
-def tour(output: Path, samples: Path) -> int:
+def tour(output: Path) -> int:
     """Run the tour, print what it finds, write the report to `output`; 0 if all went well."""
     _say("1. Probe", f"A loopback network acts out {_NETWORK!r}: eight servers, four ports each.")
     with Lab(_NETWORK) as lab:
@@ -46,7 +33,7 @@ def tour(output: Path, samples: Path) -> int:
         print(
             f"port {row['port']}: {text(row['verdict'], 'verdict')} ({text(row['confidence'], 'rate')}): {row['why']}"
         )
-    mail = campaign(samples)
+    mail = sample("mail")
     _say("3. Read", f"The sample campaign: {len(mail)} rows from logs, bounces and provider exports.")
     print(block_rates(mail, ["vantage", "port"]))
     _say("4. What bounced", "Bounced of those that had an answer, per client; given up beside it.")
@@ -55,9 +42,8 @@ def tour(output: Path, samples: Path) -> int:
         share = f"{text(row['rate'], 'rate')} ({text(row['low'], 'low')} to {text(row['high'], 'high')})"
         print(f"{row['client']}: {share}: {counts}")
     _say("5. Which port", choose_port("application", provider=_PROVIDER, evidence=probes))
-    sweep = read(samples / "probes.csv")
-    everything = pd.concat([PROBES.build(probes), sweep, mail], ignore_index=True)
-    made = report(PROBES.build(everything), title="Sample campaign", provider=_PROVIDER).save(output)
+    everything = pd.concat([probes, sample()], ignore_index=True)
+    made = report(everything, title="Sample campaign", provider=_PROVIDER).save(output)
     _say("6. Report", f"Written: {made.resolve()}")
     print('Notebooks: python -m pip install -e ".[notebooks]" && deliverkit notebooks')
     return 0

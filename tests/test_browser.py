@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import deliverkit as dk
-from deliverkit.tour import campaign
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -25,12 +24,7 @@ def browser(need: Callable[[str, str], str]) -> Iterator[object]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import pandas as pd
-
-    probes, mail = dk.read(DATA / "probes.csv"), campaign(DATA)
-    folder = tmp_path_factory.mktemp("report")
-    frame = pd.concat([probes, mail], ignore_index=True)
-    return dk.report(frame, provider="SendGrid").save(folder / "report.html")
+    return dk.report(dk.sample(), provider="SendGrid").save(tmp_path_factory.mktemp("report") / "report.html")
 
 
 def visit(browser, path: Path, **options):

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 import deliverkit as dk
-from deliverkit.tour import campaign
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -20,7 +19,7 @@ def sends() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def mail() -> pd.DataFrame:
-    return campaign(DATA)
+    return dk.sample("mail")
 
 
 def test_every_message_of_the_list_is_found_in_what_was_read(sends: pd.DataFrame, mail: pd.DataFrame) -> None:

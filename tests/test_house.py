@@ -19,7 +19,7 @@ LAYERS = [
     {"facts"},
     {"classify"},
     {"resolve", "targets", "probe", "sweep", "lab", "files", "logs", "bounces", "exports", "read"},
-    {"outcomes", "rates", "egress", "advice", "rules"},
+    {"outcomes", "samples", "rates", "egress", "advice", "rules"},
     {"plots", "widgets", "report"},
     {"tour", "cli", "__main__"},
 ]
@@ -98,7 +98,9 @@ def test_environment_and_pyproject_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     conda = bounds([d for d in environment["dependencies"] if isinstance(d, str) and d != "pip"])
-    extras = project["optional-dependencies"]["notebooks"]
+    [pip] = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]  # what conda-forge does not have
+    conda |= bounds([line for line in pip if not line.startswith("-")])
+    extras = [name for extra in ("notebooks", "report") for name in project["optional-dependencies"][extra]]
     assert conda.pop("python") == project["requires-python"]
     assert conda == bounds([*project["dependencies"], *extras])
 
