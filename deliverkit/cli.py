@@ -73,6 +73,8 @@ def _probe(args: argparse.Namespace) -> int:
     hosts = [host for name in args.hosts for host in (args.mx and mx_hosts(name).found) or (name,)]
     frame = probe(hosts, args.ports, pace=pace, ehlo_name=args.ehlo_name, **asked)
     _write(frame, args)
+    if frame["verdict"].eq("cancelled").any():
+        return 130
     return 0 if frame["verdict"].str.startswith("open").all() else 1
 
 

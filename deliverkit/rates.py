@@ -88,6 +88,11 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
     1   587   0.0   0.0  0.79
     """
     keys = _keys(by, RATES)
+    return rates_of(tally(attempts, keys), keys)
+
+
+def tally(attempts: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The counts behind `block_rates`, per group: what a widget keeps of a million attempts."""
     data = _tried(attempts, keys, ["blocked"])
     portless = int(attempts["port"].isna().sum()) if "port" in keys else 0
     unknown = int(data["blocked"].isna().sum())
@@ -98,6 +103,13 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
         who = data["blocked_by"].astype("string")
         flags |= {f"by_{w}": blocked & who.eq(w).fillna(False) for w in _WHO}
     made = _sums(data, keys, flags)
+    made.attrs = {"unknown": unknown, "portless": portless}
+    return made
+
+
+def rates_of(counts: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The `RATES` frame of a tally by these keys or by more of them."""
+    made = _sums(counts, keys, {name: counts[name] for name in RATES.names if name in counts})
     made = made[made["attempts"] > 0]
     low, high = wilson(made["blocked"], made["attempts"])
     made = made.assign(rate=made["blocked"] / made["attempts"], low=low, high=high)
@@ -114,7 +126,7 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
         words = np.select(cases, ["as_expected", "higher", "lower", "too_few"], "")
         made["verdict"] = pd.array([word or None for word in words.tolist()], dtype="string")
     result = Rates(RATES.build(made))
-    result.attrs |= {"unknown": unknown, "portless": portless}
+    result.attrs |= counts.attrs
     return result
 
 

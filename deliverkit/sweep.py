@@ -21,9 +21,11 @@ from itertools import count
 from math import inf
 from queue import Empty, SimpleQueue
 from random import Random
+from threading import Event as Flag
 from threading import Thread
 from time import monotonic, sleep
 from typing import Any, cast
+from warnings import warn
 
 import pandas as pd
 from tqdm import tqdm
@@ -37,6 +39,7 @@ from deliverkit.schema import PROBES
 from deliverkit.targets import Job, is_ip, jobs_of, limits_of, routes_of
 
 _STEPS = {"dns": "connect", "tcp": "connect", "banner": "rules", "ehlo": "rules"}  # `reached` -> step; else encryption
+_CANCELLED = {"attempted": False, "verdict": "cancelled", "failure": "cancelled"}
 _READ, _WRITE, _WAIT = selectors.EVENT_READ, selectors.EVENT_WRITE, object()
 _ERRQUEUE = socket.MSG_ERRQUEUE if sys.platform == "linux" else 0
 _RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}  # Linux, ip(7)
@@ -46,7 +49,8 @@ def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int
           vantage: str | None = None, connect_to: Mapping[Any, Any] | Iterable[str] | str | None = None,
           timeout: float | str = "standard", in_flight: int = 500, pace: str | None = "polite",
           progress: bool | Callable[[int, int], object] | None = None, ehlo_name: str | None = None,
-          resolver: Callable[[str], Answer] = addresses) -> pd.DataFrame:  # fmt: skip
+          resolver: Callable[[str], Answer] = addresses, stop: Flag | None = None,
+          resume: pd.DataFrame | None = None) -> pd.DataFrame:  # fmt: skip
     """Try ports of hosts up to EHLO inside TLS, without mail: a `PROBES` frame, a row per host and port.
 
     `targets` are names, addresses, "host:port" or "[v6]:port", one or many, or a frame with `host` and perhaps `port`
@@ -59,6 +63,10 @@ def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int
     421 halves its operator's. None lifts that, for servers of one's own. `progress` is True, False or a function of
     (done, total); by default a bar shows where stderr is a terminal. `ehlo_name` is by default the literal of the own
     address, `resolver` a function of a name that gives an `Answer`. Raises TargetError for what must not be run.
+
+    Setting `stop` (a `threading.Event`) from elsewhere, or Ctrl-C, ends the sweep within half a second: what is done is
+    kept, the rest are rows with verdict `cancelled`, which are not `attempted`. `resume` is such a frame: what it has
+    from this vantage is not tried again, and the result holds both.
     """
     jobs, limits = jobs_of(targets, ports, routes_of(connect_to)), limits_of(timeout)
     if not isinstance(in_flight, int) or in_flight < 1:
@@ -67,17 +75,23 @@ def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int
         raise TargetError(f"pace should be 'polite' or None, not {pace!r}")
     if ehlo_name is not None and not re.fullmatch(r"[!-~]{1,255}", ehlo_name):
         raise TargetError(f"ehlo_name should be one word in ASCII, not {ehlo_name!r}")
-    sweep, rows = _Sweep(jobs, limits, in_flight, pace is not None, ehlo_name, resolver), []
+    rows = _finished(resume, jobs, vantage)
+    kept = {row["number"] for row in rows}
+    sweep = _Sweep([j for j in jobs if j.number not in kept], limits, in_flight, pace is not None, ehlo_name, resolver)
     hidden = None if progress is None else progress is not True
     try:
-        with tqdm(total=len(jobs), unit="port", leave=False, disable=hidden) as bar:
-            for _ in jobs:
-                rows.append(sweep.row() | {"vantage": vantage})
+        with tqdm(total=len(jobs), initial=len(rows), unit="port", leave=False, disable=hidden) as bar:
+            while len(rows) < len(jobs) and (row := sweep.row(stop)):
+                rows.append(row | {"vantage": vantage})
                 bar.update()
                 if callable(progress):
                     progress(len(rows), len(jobs))
+    except KeyboardInterrupt:
+        warn(f"interrupted with {len(rows)} of {len(jobs)} ports done; give the frame to resume=", stacklevel=2)
     finally:
         sweep.stop()
+    done = {row["number"] for row in rows}
+    rows += [_row(job, _CANCELLED) | {"vantage": vantage} for job in jobs if job.number not in done]
     # Nothing on the wire tells a dead implicit port from stalled TLS; the same host's STARTTLS does.
     stalled = {row["host"] for row in rows if (row["failure"], row["mode"]) == ("tls_timeout", "starttls")}
     for row in rows:
@@ -85,6 +99,18 @@ def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int
             row["verdict"] = "open_tls_broken"
     rows.sort(key=lambda row: row.pop("number"))
     return classify(rows, PROBES)
+
+
+def _finished(resume: pd.DataFrame | None, jobs: list[Job], vantage: str | None) -> list[dict[str, Any]]:
+    """The rows of an earlier sweep that need not be tried again, under the numbers of the jobs."""
+    if resume is None:
+        return []
+    old = PROBES.build(PROBES.check(resume, ["host", "port", "verdict"]))
+    old = old[old["verdict"].ne("cancelled").fillna(False) & old["vantage"].fillna("").eq(vantage or "")]
+    numbers = {(job.host.lower().rstrip("."), job.port): job.number for job in jobs}
+    plain: list[Any] = old.astype(object).where(old.notna(), None).to_dict("records")
+    found = {numbers.get((str(row["host"]).lower().rstrip("."), row["port"])): row for row in plain}
+    return [row | {"number": number} for number, row in found.items() if number is not None]
 
 
 class _Line:
@@ -127,14 +153,16 @@ class _Sweep:
         for _ in range(min(16, len(self.unknown))):
             Thread(target=self._look_up, daemon=True).start()
 
-    def row(self) -> dict[str, Any]:
-        """The next row; what went wrong in the loop is raised here."""
+    def row(self, stop: Flag | None) -> dict[str, Any] | None:
+        """The next row, None after `stop`; what went wrong in the loop is raised here."""
         while True:
             with suppress(Empty):
-                row: dict[str, Any] | BaseException = self.rows.get(timeout=0.2)  # Windows has no Ctrl-C within a wait
+                row: dict[str, Any] | BaseException = self.rows.get(timeout=0.1)  # Windows has no Ctrl-C within a wait
                 if isinstance(row, BaseException):
                     raise row
                 return row
+            if stop is not None and stop.is_set():
+                return None
 
     def stop(self) -> None:
         """End the sweep and close every connection, at once."""
@@ -324,10 +352,15 @@ class _Sweep:
     def _emit(self, job: Job, row: dict[str, Any]) -> None:
         plain = row["verdict"] == "open_no_tls" and not row["failure"]
         outcome = {"open": "passed", "deferred": "deferred"}.get(row["verdict"], "passed" if plain else "failed")
-        row = {"mode": "implicit" if job.port in IMPLICIT else "starttls", "dns_s": job.dns_s} | row
-        row |= {"origin": "probe", "attempted": True, "time": datetime.now(UTC), "outcome": outcome}
-        row["step"] = "rules" if plain else _STEPS.get(row["reached"], "encryption")
-        self.rows.put(row | {"number": job.number, "host": job.host, "port": job.port, "operator": job.operator})
+        step = "rules" if plain else _STEPS.get(row["reached"], "encryption")
+        self.rows.put(_row(job, {"attempted": True, "outcome": outcome, "step": step, "dns_s": job.dns_s} | row))
+
+
+def _row(job: Job, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of every port that was asked for, and what its probe said."""
+    mode = "implicit" if job.port in IMPLICIT else "starttls"
+    made: dict[str, Any] = {"origin": "probe", "time": datetime.now(UTC), "mode": mode, "operator": job.operator}
+    return made | dict(said) | {"number": job.number, "host": job.host, "port": job.port}
 
 
 def _symbol(code: int | None) -> str | None:

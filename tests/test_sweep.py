@@ -459,9 +459,10 @@ def test_an_interrupt_stops_at_once_and_closes_everything() -> None:
         routes = {(f"mx.op{i}.example", 25): ("127.0.0.1", port) for i in range(20)}
         routes["mx.op0.example", 25] = held.getsockname()  # one row comes at once
         begun = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            dk.probe([h for h, _ in routes], 25, connect_to=routes, timeout=30, pace=None, progress=interrupt)
+        with pytest.warns(UserWarning, match="interrupted with 1 of 20 ports done"):
+            kept = dk.probe([h for h, _ in routes], 25, connect_to=routes, timeout=30, pace=None, progress=interrupt)
         assert time.monotonic() - begun < 0.5
+        assert kept["verdict"].value_counts().to_dict() == {"cancelled": 19, "closed": 1}
         time.sleep(0.2)
         events = [event for _, _, event in log]
     assert events.count("begin") == events.count("end")
@@ -478,9 +479,38 @@ def test_ctrl_c_while_waiting_stops_within_half_a_second() -> None:
 
         timer = threading.Timer(0.3, kill)
         timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            one(port, timeout=30)
+        with pytest.warns(UserWarning, match="interrupted"):
+            assert one(port, timeout=30)["verdict"] == "cancelled"
         assert time.monotonic() - sent[0] < 0.5
+
+
+def test_stop_keeps_what_is_done_and_resume_tries_only_the_rest() -> None:
+    ports = [25, 465, 587]
+    with dk.Lab("isp-blocks-25") as lab:
+        stop = threading.Event()
+        asked: dict[str, Any] = {"connect_to": lab.connect_to, "timeout": 5, "pace": None, "vantage": "lab"}
+        threading.Timer(1.0, stop.set).start()
+        begun = time.monotonic()
+        first = dk.probe(lab.hosts, ports, stop=stop, **asked)
+        assert time.monotonic() - begun < 1.5  # port 25 would have been silent for five seconds
+        assert set(first.loc[first["port"] == 25, "verdict"]) == {"cancelled"}
+        assert set(first.loc[first["port"] != 25, "verdict"]) == {"open"}
+        assert set(dk.block_rates(first)["port"]) == {465, 587}  # never counted
+        tried: list[tuple[int, int]] = []
+        second = dk.probe(lab.hosts, ports, resume=first, progress=lambda *at: tried.append(at), **asked)
+        assert tried == [(n, 24) for n in range(17, 25)]
+    assert list(zip(second["host"], second["port"], strict=True)) == [(h, p) for h in lab.hosts for p in ports]
+    done = first["verdict"].eq("open").to_numpy()
+    assert (second.loc[done, "time"].to_numpy() == first.loc[done, "time"].to_numpy()).all()
+    assert set(second.loc[~done, "verdict"]) == {"filtered"}
+
+
+def test_another_network_s_sweep_is_not_resumed() -> None:
+    with dk.Lab() as lab:
+        asked: dict[str, Any] = {"connect_to": lab.connect_to, "timeout": 5, "pace": None}
+        office = dk.probe(lab.hosts[:1], vantage="office", **asked)
+        cloud = dk.probe(lab.hosts[:1], vantage="cloud", resume=office, **asked)
+    assert set(cloud["vantage"]) == {"cloud"} and (cloud["time"] > office["time"].max()).all()
 
 
 def files() -> int:
