@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from deliverkit.errors import SchemaError
@@ -89,20 +90,23 @@ def counted(attempts: pd.DataFrame) -> pd.DataFrame:
 
     Left out: those that only repeat an older failure, and bounce messages about an attempt that another row tells of.
     """
-    keep = pd.Series(True, attempts.index)
+    keep = np.ones(len(attempts), dtype=bool)
     if "attempted" in attempts:
-        keep &= attempts["attempted"].astype("boolean").fillna(True).astype(bool)
+        keep &= attempts["attempted"].astype("boolean").fillna(True).to_numpy(bool)
     if {"origin", "message_id", "recipient"} <= set(attempts) and attempts["origin"].eq("dsn").any():
-        late = attempts["origin"].eq("dsn").fillna(False).astype(bool)
-        named = attempts[["message_id", "recipient"]].notna().all(axis=1)  # unknown is not the same as unknown
-        sent = pd.MultiIndex.from_frame(attempts[["message_id", "recipient"]])
-        keep &= ~(late & named & sent.isin(sent[~late & named & keep]))
-    return attempts[keep.to_numpy()]
+        late = attempts["origin"].eq("dsn").fillna(False).to_numpy(bool)
+        (message, names), (whose, _) = (pd.factorize(attempts[name]) for name in ("message_id", "recipient"))
+        reported = np.zeros(len(names) + 1, dtype=bool)
+        reported[message[late]] = True
+        rows = np.flatnonzero(reported[message] & (message >= 0) & (whose >= 0))  # unknown is no name
+        pair = message[rows] * (whose.max(initial=0) + 1) + whose[rows]
+        keep[rows] &= ~(late[rows] & np.isin(pair, pair[~late[rows] & keep[rows]]))
+    return attempts[keep]
 
 
 def _cast(frame: str, column: Column, values: Any, length: int) -> Any:
     if values is None:
-        return pd.Series([pd.NA] * length, dtype=_dtype(column.dtype))
+        return pd.Series(pd.NA, index=pd.RangeIndex(length), dtype=_dtype(column.dtype))
     values = values.reset_index(drop=True)
     try:
         if column.dtype.startswith("datetime"):
@@ -149,6 +153,7 @@ def _columns() -> dict[str, tuple[Column, ...]]:
 _ALL = _columns()
 ATTEMPTS = Frame("attempts", _ALL["attempts"])
 PROBES = Frame("probes", _ALL["attempts"] + _ALL["probes"])
+REHEARSAL = Frame("rehearsal", _ALL["attempts"] + _ALL["rehearsal"])
 OUTCOMES = Frame("outcomes", _ALL["outcomes"])
 RATES = Frame("rates", _ALL["rates"], grouped=True)
 BOUNCES = Frame("bounce rates", _ALL["bounce rates"], grouped=True)
@@ -157,5 +162,6 @@ EGRESS = Frame("egress", _ALL["egress"])
 FORECAST = Frame("forecast", _ALL["forecast"])
 FINDINGS = Frame("findings", _ALL["findings"])
 ADVICE = Frame("advice", _ALL["advice"])
-FRAMES = {f.name: f for f in (ATTEMPTS, PROBES, OUTCOMES, RATES, BOUNCES, FUNNEL, EGRESS, FORECAST, FINDINGS, ADVICE)}
+_MADE = (ATTEMPTS, PROBES, REHEARSAL, OUTCOMES, RATES, BOUNCES, FUNNEL, EGRESS, FORECAST, FINDINGS, ADVICE)
+FRAMES = {frame.name: frame for frame in _MADE}
 STEPS = ("connect", "rules", "encryption", "relay", "inbox")
