@@ -11,7 +11,7 @@ import pytest
 
 from deliverkit.classify import classify
 from deliverkit.errors import SchemaError
-from deliverkit.outcomes import label, outcomes
+from deliverkit.outcomes import failures, label, outcomes
 from deliverkit.schema import ATTEMPTS, OUTCOMES
 
 SEND = {"recipient": "b@y.example", "message_id": "<m@x.example>", "queue_id": "DD61222EC53", "origin": "log"}
@@ -157,3 +157,23 @@ def test_an_index_of_the_callers_own_does_no_harm() -> None:
     made = frame(DONE, DONE).set_axis([7, 7])
     assert label(made, SENDS.set_axis(["x", "x"]))["client"].tolist() == ["ACME", "ACME"]
     assert list(outcomes(made)["attempts"]) == [2]
+
+
+def test_a_message_that_was_given_up_failed_for_what_its_last_attempt_says() -> None:
+    rows = [
+        {"outcome": "deferred", "category": "connection", "origin": "log", "text": "Connection timed out", "port": 25},
+        {"outcome": "deferred", "category": "connection", "origin": "log", "text": "suspended", "attempted": False},
+        {"outcome": "failed", "category": "expired", "origin": "log", "text": "expired, returned", "attempted": False},
+        {"outcome": "failed", "category": "expired", "origin": "dsn", "text": "delivery temporarily suspended"},
+    ]
+    frame = pd.DataFrame(rows).assign(recipient="b@y.example", message_id="<m@x.example>")
+    frame["time"] = pd.date_range("2026-01-01", periods=4, freq="h", tz="UTC")
+    told = failures(ATTEMPTS.build(frame))
+    assert told["text"].tolist() == ["Connection timed out"]
+    assert failures(ATTEMPTS.build(frame.iloc[2:]))["category"].tolist() == ["expired"]
+
+
+def test_failed_rows_without_a_recipient_are_not_lost() -> None:
+    frame = pd.DataFrame({"outcome": ["failed", "failed", "passed"], "category": "content_spam"})
+    frame["time"] = pd.date_range("2026-01-01", periods=3, freq="h", tz="UTC")
+    assert len(failures(ATTEMPTS.build(frame.assign(recipient=[None, "b@y.example", "c@y.example"])))) == 2

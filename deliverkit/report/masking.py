@@ -1,0 +1,43 @@
+"""Foreign text made fit to be shown: recipients masked, control and direction marks visible, length bounded."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pandas as pd
+
+_ADDRESS = re.compile(r"(?:\"(?:[^\"\\\n]|\\.){0,64}\"|([^\s<>()\[\]:;,\"@])[^\s<>()\[\]:;,\"@]{0,63})@([\w.-]{1,255})")
+_HIDDEN = re.compile(  # control, direction and zero-width marks, tags, halves of pairs: they lie about what is there
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
+    r"\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+_LONGEST = 32_766  # what a cell of a sheet holds, with the apostrophe that keeps a formula from being one
+_BLANK = re.compile(r"[\t\n\r\v\f\u0085\u2028\u2029]+")
+
+
+def mask(text: Any) -> Any:
+    """The text with every mail address reduced to its first letter and domain: a***@example.com."""
+    return text if pd.isna(text) else _ADDRESS.sub(lambda found: f"{found[1] or ''}***@{found[2]}", str(text))
+
+
+def clean(text: str, masked: bool, longest: int = _LONGEST) -> str:
+    """The text in one line of at most `longest` characters, with marks that hide or turn text shown as \\ufffd."""
+    text = _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", _BLANK.sub(" ", text[:_LONGEST]))
+    text = mask(text) if masked else text
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def clean_frame(frame: pd.DataFrame, masked: bool, longest: int = _LONGEST) -> pd.DataFrame:
+    """The frame with every text in it cleaned; each different text once."""
+    made = frame.copy()
+    for name in frame.columns:
+        if not (frame[name].dtype == object or isinstance(frame[name].dtype, pd.StringDtype)):
+            continue
+        codes, texts = pd.factorize(frame[name])
+        words = [str(text) for text in texts]
+        if masked and name == "recipient":  # whatever stands there, it is one address
+            words = [f"{local[:1]}***{at}{domain}" for local, at, domain in (word.rpartition("@") for word in words)]
+        shown = pd.array([*(clean(word, masked, longest) for word in words), None], dtype="string")
+        made[name] = pd.Series(shown[codes], frame.index)
+    return made
