@@ -9,13 +9,14 @@ Text comes before code because the code lies more often (550 5.1.1 for "too many
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from deliverkit import facts
+from deliverkit.errors import FactsError
 from deliverkit.schema import ATTEMPTS, Frame
 
 _KEYS = ("outcome", "hint", "verdict", "failure", "operator", "step", "reply_code", "status_code", "text")
@@ -141,18 +142,47 @@ _TABLES = {  # facts table -> the word its rule ids begin with, and its key colu
 
 @cache
 def _table(name: str) -> dict[tuple[str, ...], _Rule]:
+    return {key: rule for key, rule, _ in _ruled(name)}
+
+
+def _ruled(name: str) -> Iterator[tuple[tuple[str, ...], _Rule, dict[str, Any]]]:
+    """Key, rule and row of a facts table."""
     prefix, columns = _TABLES[name]
     words = {w: c for c, row in _categories().items() for w in (row["code_words"] or "").split("|") if w}
-    made = {}
-    for row in _records(name):
-        key = tuple(row[column] or "" for column in columns)
+    for fact in _records(name):
+        row, key = fact, tuple(fact[column] or "" for column in columns)
         if name == "reply_codes":  # what one operator means by a code; the general meanings are status_codes
             if key[0] in ("any", "IANA registry") or not key[2]:
                 continue
             key = (key[0].split()[0].lower(), *key[1:])
             row = {"category": words[row["category"].split("|")[0]]}
-        made[key] = _rule(":".join((prefix, *filter(None, (k for k in key if k not in ("true", "false"))))), row)
-    return made
+        id = ":".join((prefix, *filter(None, (k for k in key if k not in ("true", "false")))))
+        yield key, _rule(id, row), fact
+
+
+@cache
+def _facts() -> dict[str, dict[str, Any]]:
+    """Rule id -> the row of the facts it stands for."""
+    patterns = {row["id"]: row | {"table": "bounce_patterns"} for row in _records("bounce_patterns")}
+    ruled = ((name, rule, row) for name in _TABLES for _, rule, row in _ruled(name))
+    return {rule.id: row | {"table": name, "category": rule.category} for name, rule, row in ruled} | patterns
+
+
+def explain(rule: str) -> dict[str, Any]:
+    """What stands behind an id of the column `rule`: the facts row with its source, and what its category means.
+
+    Keys: rule, table, category, meaning, fault (port, list, reputation, content, receiver, none, unknown), because
+    (the pattern, the code or the finding that the rule looks for), example, source, noted, evidence; None where the
+    table has none. Raises FactsError for an id that is not in the facts.
+    """
+    own = {"outcome:passed": "not_a_failure", "default:unknown": "unknown"}
+    row = {"table": "categories"} | _categories()[own[rule]] if rule in own else _facts().get(rule)
+    if row is None:
+        raise FactsError(f"there is no rule {rule!r}")
+    about = {name: row.get(name) for name in ("table", "example", "noted", "evidence")}
+    about |= {"because": row.get("pattern") or row.get("meaning") or rule, "source": row.get("source")}
+    category = _categories()[row["category"]]
+    return {"rule": rule, **about} | {name: category[name] for name in ("category", "meaning", "fault")}
 
 
 def _operators(made: pd.DataFrame) -> pd.Series[Any]:

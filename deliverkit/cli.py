@@ -1,7 +1,7 @@
 """The command `deliverkit`: the same functions from a shell.
 
-Exit codes: 0 fine; 1 bad news (`probe`: a port is not open; `choose`: no port is left); 2 the input or the call
-is wrong; 3 something to install is missing; 130 interrupted. Frames come as a table, or as --json, --csv, --parquet.
+Exit codes: 0 fine; 1 bad news (`probe`, `egress`: a port is not open; `choose`: no port is left); 2 the input or the
+call is wrong; 3 something to install is missing; 130 interrupted. Frames come as a table, or --json, --csv, --parquet.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ _QUESTION: dict[str, dict[str, Any]] = {  # what `choose` and `report` ask of ch
 
 def _plain(text: object) -> str:
     """Text from outside, made safe for a terminal: control characters are shown, not obeyed."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text))
+    shown = str(text).replace("\N{NO-BREAK SPACE}", " ")
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in shown)
 
 
-def _read(paths: Sequence[str]) -> pd.DataFrame:
-    from deliverkit.read import read
+def _read(paths: Sequence[str], sends: str | None = None) -> pd.DataFrame:
+    from deliverkit.samples import opened
 
-    return read([*paths])
+    return opened(paths, sends)
 
 
-def _write(frame: pd.DataFrame, args: argparse.Namespace) -> int:
+def _write(frame: pd.DataFrame, args: argparse.Namespace, shown: str = "") -> int:
     """Put out the frame in the form that was asked for."""
     if args.parquet:
         try:
@@ -60,7 +61,7 @@ def _write(frame: pd.DataFrame, args: argparse.Namespace) -> int:
         if len(frame) > _ROWS:
             print(f"… {len(frame) - _ROWS} rows more; --csv, --json or --parquet FILE gives all rows and columns")
     else:
-        print(_plain(repr(frame)))
+        print(_plain(shown or repr(frame)))
     return 0
 
 
@@ -84,6 +85,14 @@ def _rates(args: argparse.Namespace) -> int:
     return _write(block_rates(_read(args.paths), args.by.split(",")), args)
 
 
+def _egress(args: argparse.Namespace) -> int:
+    from deliverkit.egress import egress, show_egress
+
+    found = egress(_read(args.paths))
+    _write(found, args, show_egress(found))
+    return 1 if found["verdict"].isin(["open", "unclear"]).eq(False).any() else 0
+
+
 def _choose(args: argparse.Namespace) -> int:
     from deliverkit.rules import choose_port
 
@@ -97,11 +106,24 @@ def _choose(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from deliverkit.report import report
+    from deliverkit.report import report, reports
 
-    asked = {"sending": args.sending, "policy": args.policy, "provider": args.provider}
-    made = report(_read(args.paths), title=args.title, mask_recipients=not args.show_recipients, **asked)
-    print(made.save(args.output))
+    early = _read([args.before]) if args.before and Path(args.before).exists() else args.before
+    asked = {"sending": args.sending, "policy": args.policy, "provider": args.provider, "date": args.date}
+    asked |= {"title": args.title, "before": early, "mask_recipients": not args.show_recipients}
+    data, path = _read(args.paths, args.sends), Path(args.output)
+    if not args.per:
+        print(report(data, client=args.client, **asked).save(path))
+        return 0
+    made, used = reports(data, by=args.per, **asked), set[str]()
+    for name, one in made.items():
+        plain = "".join(c if c.isalnum() else "-" for c in name)[:60]
+        while plain.lower() in used:  # two names that differ in signs only
+            plain += "-"
+        used.add(plain.lower())
+        print(one.save(path.with_stem(f"{path.stem}-{plain}")))
+    if made.unnamed:
+        print(f"deliverkit: {made.unnamed} rows of mail name no {args.per} and are in no report", file=sys.stderr)
     return 0
 
 
@@ -122,6 +144,13 @@ def _notebooks(args: argparse.Namespace) -> int:
                 shutil.copytree(shipped(name), Path(args.folder) / name, ignore=shutil.ignore_patterns("__*"))
         folder = Path(args.folder) / "notebooks"
     return subprocess.run([sys.executable, "-m", "jupyterlab", str(folder), *args.options], check=False).returncode
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from deliverkit.serve import serve
+
+    serve(args.paths, args.sends, host=args.host, port=args.port, browser=args.browser)
+    return 0
 
 
 def _tour(args: argparse.Namespace) -> int:
@@ -163,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         for flag, options in _QUESTION.items() if run in (_choose, _report) else ():
             made.add_argument(flag, **options)
         if run in (_tour, _report):
-            made.add_argument("-o", "--output", default="report.html", metavar="FILE")
+            made.add_argument("-o", "--output", default="report.html", metavar="FILE", help=".html, .pdf or .xlsx")
         return made.add_argument
 
     verb("tour", _tour, "the whole thing on a loopback network and sample data; writes a report")
@@ -179,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("read", lambda a: _write(_read(a.paths), a), "read what is there as a frame", paths=True, frame=True)
     add = verb("rates", _rates, "block rates of what was read", paths=True, frame=True)
     add("--by", default="port", help="columns, comma separated; also hour, day, week, month")
+    verb("egress", _egress, "whether the network lets mail ports out, by probes of many hosts", paths=True, frame=True)
     add = verb("choose", _choose, "the port to use, and why")
     add("--network", help="name of the network you send from, Hetzner Cloud for one")
     add("--security", help="implicit or starttls, if your software can do only that")
@@ -187,10 +217,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON")
     add = verb("report", _report, "write a report for people who were not there", paths=True)
     add("--title", default="Did our mail leave, and did it arrive?")
+    add("--sends", metavar="FILE", help="CSV send list: message_id or recipient, client, campaign")
+    add("--client", help="only this client's mail")
+    add("--per", metavar="COLUMN", help="a report for each client (or campaign): report-NAME.html")
+    add("--before", metavar="PATH|DATE", help="compare with the period before: its data, or where it ends in these")
+    add("--date", help="day on the report; default: today")
     add("--show-recipients", action="store_true", help="do not mask the recipients")
     add = verb("notebooks", _notebooks, "open the notebooks in JupyterLab")
     add("--folder", default="deliverkit-notebooks", help="where an installed wheel puts its copy")
     add("options", nargs="*", help="for JupyterLab, behind --: deliverkit notebooks -- --no-browser")
+    add = verb("serve", _serve, "show the notebooks as pages to people without Jupyter, until Ctrl-C")
+    add("paths", nargs="*", metavar="PATH", help="show these logs, bounces, exports, frames, not the sample")
+    add("--sends", metavar="FILE", help="CSV send list: message_id or recipient, client, campaign")
+    add("--host", default="127.0.0.1", help="where to listen; there is no login")
+    add("--port", type=int, default=0, help="default: one that is free")
+    add("--no-browser", dest="browser", action="store_false", help="do not open a browser")
     return main
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from deliverkit.rates import wilson
 from deliverkit.schema import EGRESS, PROBES, counted
+from deliverkit.svg import text
 
 # The evidence model: an open network loses one operator in ten (Beta(2, 18)), a block lets 2 % through.
 _A, _B = 2, 18
@@ -56,7 +57,8 @@ def _controls(probes: pd.DataFrame) -> pd.DataFrame:
             "denied": failure.eq("local_denied").fillna(False).astype(bool),
         }
     )
-    rows["operator"] = rows["operator"].fillna(host.str.split(".").str[-2:].str.join("."))
+    names = {name: ".".join(name.split(".")[-2:]) for name in host.unique()}
+    rows["operator"] = rows["operator"].fillna(host.map(names).astype("string"))
     how = {"operator": "first", "answered": "any", "tampered": "any", "banner": "first"}
     how |= {"local": "all", "denied": "all"}
     return rows.groupby(["vantage", "port", "host"], dropna=False).agg(how).reset_index()
@@ -109,3 +111,12 @@ def egress(probes: pd.DataFrame) -> pd.DataFrame:
             row |= {"controls": len(here), "operators": operators, "answered": yes}
             rows.append(row | {"low": float(low), "high": float(high), "why": "; ".join(said)})
     return EGRESS.build(rows)
+
+
+def show_egress(verdicts: pd.DataFrame) -> str:
+    """The verdicts as lines for a terminal: network, port, verdict, how sure, evidence."""
+    lines = []
+    for row in verdicts.to_dict("records"):
+        where = f"{row['vantage']}, port {row['port']}" if pd.notna(row["vantage"]) else f"port {row['port']}"
+        lines.append(f"{where}: {text(row['verdict'], 'verdict')} ({text(row['confidence'], 'rate')}): {row['why']}")
+    return "\n".join(lines) or "no probes"

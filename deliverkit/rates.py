@@ -51,11 +51,11 @@ def _tried(attempts: pd.DataFrame, keys: list[str], needs: list[str]) -> pd.Data
     ATTEMPTS.check(attempts, wanted)
     used = ("blocked_by", "attempted", "origin", "message_id", "recipient")
     data = counted(attempts[list(dict.fromkeys([*wanted, *(name for name in used if name in attempts)]))])
-    data = data.assign(**{period: _starts(data["time"], period) for period in periods})
+    data = data.assign(**{period: starts(data["time"], period) for period in periods})
     return data.dropna(subset=["port"]) if "port" in keys else data
 
 
-def _starts(times: pd.Series[Any], period: str) -> pd.Series[Any]:
+def starts(times: pd.Series[Any], period: str) -> pd.Series[Any]:
     """The beginning of the hour, day, week or month of each time, in UTC."""
     naive = pd.to_datetime(times, utc=True).dt.tz_localize(None)
     return naive.dt.to_period(_PERIODS[period]).dt.start_time.dt.tz_localize("UTC")
@@ -143,7 +143,7 @@ def bounce_rates(frame: pd.DataFrame, by: str | Sequence[str] | None = None) -> 
     data = frame if "final" in getattr(frame, "columns", ()) else outcomes(frame)
     for key in keys:
         if key in _PERIODS and key not in data:
-            data = data.assign(**{key: _starts(data["first_time"], key)})
+            data = data.assign(**{key: starts(data["first_time"], key)})
         elif key not in data and key in frame:  # the first that is known of a message and recipient
             known = frame.dropna(subset=[key, "message_id"]).drop_duplicates(["message_id", "recipient"])
             data = data.merge(known[["message_id", "recipient", key]], how="left", on=["message_id", "recipient"])
@@ -164,13 +164,23 @@ def funnel(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.DataF
     if the port is a key. An attempt reached its `step` and all before; it passed its last if it `passed`.
     """
     keys = _keys(by, FUNNEL)
+    return funnel_of(ends(attempts, keys), keys)
+
+
+def ends(attempts: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The counts behind `funnel`, per group, step and whether it was passed (`past`): what a widget keeps."""
     data = _tried(attempts, keys, ["step", "outcome"])
     data = data[data["step"].isin(STEPS)]
-    ended = data["step"].astype("string").map({step: i for i, step in enumerate(STEPS)}).astype("int64")
-    passed = ended + data["outcome"].eq("passed").fillna(False).astype("int64")
-    parts = []
+    past = data["outcome"].eq("passed").fillna(False).astype("int64")
+    return _sums(data.assign(past=past), [*keys, "step", "past"], {"n": np.ones(len(data))})
+
+
+def funnel_of(counts: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The `FUNNEL` frame of the counts by these keys or by more of them."""
+    ended = counts["step"].astype("string").map({step: i for i, step in enumerate(STEPS)}).astype("int64")
+    n, parts = counts["n"], []
     for i, step in enumerate(STEPS):
-        sums = _sums(data, keys, {"reached": ended >= i, "passed": passed > i})
+        sums = _sums(counts, keys, {"reached": n * (ended >= i), "passed": n * (ended + counts["past"] > i)})
         low, high = wilson(sums["passed"], sums["reached"])
         share = sums["passed"] / sums["reached"].where(sums["reached"] > 0)
         parts.append(sums.assign(step=step, share=share, low=low, high=high))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -23,7 +23,7 @@ _SHUT = {"measured-blocked", "measured-no-tls", "network-shuts"}  # rules that s
 _HIGH, _LOW = 2 / 3, 1 / 3  # share blocked from which a port counts as shut, and up to which as open
 
 
-def _known(kind: str, word: str, names: Sequence[str]) -> str:
+def known_name(kind: str, word: str, names: Sequence[str]) -> str:
     """The name that is meant: equal without regard to case, or the only one that holds the word."""
     folded = str(word).strip().casefold()
     exact = [name for name in names if name.casefold() == folded]
@@ -42,10 +42,29 @@ def matches(when: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     return all(row.get(name) in (want if isinstance(want, list) else [want]) for name, want in when.items())
 
 
+def counts_of(evidence: pd.DataFrame, provider: str | None = None) -> pd.DataFrame:
+    """What evidence says, per port: attempts, blocked, how many had no working TLS (`no_tls`), the rate, and a word.
+
+    Takes the frames that `choose_port` takes, and is one itself. Of attempts, those of the provider's own hosts count
+    if there are any. `measured` is open, mixed, blocked or no_tls.
+    """
+    if "port" not in getattr(evidence, "columns", ()):
+        raise SchemaError("evidence: column 'port' is missing; ATTEMPTS, PROBES, RATES or EGRESS is wanted")
+    esp = facts.table("esp_ports")
+    made = _counts(evidence, [str(h).lower() for h in esp.loc[esp["provider"] == provider, "hostname"]])
+    made = made[made["attempts"] > 0].astype("int64")
+    return made.assign(rate=made["blocked"] / made["attempts"], measured=[_word(*row) for row in made.to_numpy()])
+
+
+def _word(attempts: int, blocked: int, bare: int) -> str:
+    rate = blocked / attempts
+    return "no_tls" if bare > attempts / 2 else "blocked" if rate > _HIGH else "mixed" if rate > _LOW else "open"
+
+
 def _counts(evidence: pd.DataFrame, hosts: Sequence[str]) -> pd.DataFrame:
-    """Per port: attempts, blocked and how many had no working TLS; of the provider's hosts where they occur."""
-    if {"attempts", "rate"} <= set(evidence.columns):  # RATES
-        data = RATES.check(evidence, ["port", "attempts", "blocked"]).assign(no_tls=0)
+    if {"attempts", "rate"} <= set(evidence.columns):  # RATES, or the result of counts_of
+        bare = evidence.get("no_tls", pd.Series(0, evidence.index))
+        data = RATES.check(evidence, ["port", "attempts", "blocked"]).assign(no_tls=bare)
         return data.groupby("port")[["attempts", "blocked", "no_tls"]].sum()
     if {"controls", "operators"} <= set(evidence.columns):  # EGRESS
         sure = EGRESS.check(evidence, ["port", "verdict"])
@@ -55,21 +74,12 @@ def _counts(evidence: pd.DataFrame, hosts: Sequence[str]) -> pd.DataFrame:
         return sure.assign(blocked=blocked).groupby("port")[["attempts", "blocked", "no_tls"]].sum()
     data = counted(ATTEMPTS.check(evidence, ["port", "blocked"])).dropna(subset=["port", "blocked"])
     if hosts and "host" in data:
-        ours = data["host"].astype("string").map(lambda h: any(fnmatch(h.lower(), p) for p in hosts), "ignore")
-        ours = ours.astype("boolean").fillna(False).astype(bool)
+        names = data["host"].astype("string")
+        ours = names.isin([h for h in names.dropna().unique() if any(fnmatch(h.lower(), p) for p in hosts)])
         data = data[ours] if ours.any() else data
     bare = data["verdict"].isin(_NO_TLS) if "verdict" in data else pd.Series(False, data.index)
     table = pd.DataFrame({"port": data["port"], "attempts": 1, "blocked": data["blocked"].astype(int)})
     return table.assign(no_tls=bare.astype(int)).groupby("port")[["attempts", "blocked", "no_tls"]].sum()
-
-
-def _measured(counts: pd.DataFrame, port: int) -> tuple[str, int | None, float | None]:
-    if port not in counts.index or not counts.loc[port, "attempts"]:
-        return "unknown", None, None
-    n, blocked, bare = (int(cast(Any, counts.loc[port, name])) for name in ("attempts", "blocked", "no_tls"))
-    rate = blocked / n
-    word = "no_tls" if bare > n / 2 else "blocked" if rate > _HIGH else "mixed" if rate > _LOW else "open"
-    return word, n, rate
 
 
 def _candidates(provider: str | None, relay: bool) -> list[dict[str, Any]]:
@@ -177,24 +187,21 @@ def choose_port(sending: str = "application", policy: str = "guide", provider: s
     two thirds of its attempts blocked, open one with at most one third.
     Raises FactsError for an unknown word and SchemaError for an evidence frame of another kind.
     """
-    sending, policy = _known("sending", sending, SENDING), _known("policy", policy, POLICIES)
-    wanted = "any" if security is None else _known("security", security, ("implicit", "starttls"))
+    sending, policy = known_name("sending", sending, SENDING), known_name("policy", policy, POLICIES)
+    wanted = "any" if security is None else known_name("security", security, ("implicit", "starttls"))
     needs = "implicit" if sending == "legacy" else wanted
     esp, nets = facts.table("esp_ports"), facts.table("network_policies")
     if provider is not None:
-        provider = _known("provider", provider, list(esp["provider"].unique()))
+        provider = known_name("provider", provider, list(esp["provider"].unique()))
     if network is not None:
-        network = _known("network", network, list(nets["operator"].unique()))
+        network = known_name("network", network, list(nets["operator"].unique()))
     rows = _candidates(provider, sending == "relay")
-    hosts = [str(h).lower() for h in esp.loc[esp["provider"] == provider, "hostname"]] if provider else []
-    if evidence is not None and "port" not in getattr(evidence, "columns", ()):
-        raise SchemaError("evidence: column 'port' is missing; ATTEMPTS, PROBES, RATES or EGRESS is wanted")
-    counts = _counts(evidence, hosts) if evidence is not None else pd.DataFrame()
+    known: Any = counts_of(evidence, provider).to_dict("index") if evidence is not None else {}
     ours = nets[nets["operator"] == network] if network else nets.iloc[:0]
     shut = dict(zip(ours["port"], ours["policy"], strict=True))
     for row in rows:
         row["needs"], row["network"] = needs, shut.get(row["port"])
-        row["measured"], row["attempts"], row["rate"] = _measured(counts, row["port"])
+        row |= known.get(row["port"], {"measured": "unknown", "attempts": None, "rate": None})
     asked: dict[str, Any] = {"sending": sending, "provider": provider, "network": network}
     answers = {name: _advise(_rank([_judge(r, name) for r in rows], name), name, asked) for name in POLICIES}
     others = tuple((name, a["port"], a["reason"]) for name, a in answers.items() if name != policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from deliverkit.outcomes import label
 from deliverkit.read import read
 from deliverkit.schema import PROBES
 
-DATA, SENDS = "DELIVERKIT_DATA", "DELIVERKIT_SENDS"  # environment variables that `deliverkit serve` sets
+DATA = "DELIVERKIT_DATA"  # environment variable in which `deliverkit serve` names the data of its pages
 _CAMPAIGN = ("postfix", "bounces.mbox", "ses.json", "sendgrid.json")
 
 
@@ -25,6 +26,17 @@ def shipped(name: str) -> Path:
     raise FormatError(package.parent / name, f"the {name} folder is not there; use a clone or the wheel")
 
 
+def opened(paths: Sequence[str | Path], sends: str | None = None) -> pd.DataFrame:
+    """What `read` makes of the paths, with client, campaign and network from a send list; FormatError if it is none."""
+    data = read([*paths])
+    if sends is None:
+        return data
+    try:
+        return label(data, pd.read_csv(sends, dtype="string"))
+    except (OSError, ValueError) as problem:  # pandas' own errors of a CSV are ValueErrors
+        raise FormatError(sends, f"is no send list: {problem}") from None
+
+
 def sample(part: str = "all") -> pd.DataFrame:
     """The sample campaign with its probes, or the analyst's own data on pages of `deliverkit serve`: a `PROBES` frame.
 
@@ -32,11 +44,10 @@ def sample(part: str = "all") -> pd.DataFrame:
     and network from its send list; notifications of the MTA, which are not in the list, are left out.
     """
     if own := os.environ.get(DATA):
-        data, sends = read(own.split(os.pathsep)), os.environ.get(SENDS)
-        data = label(data, pd.read_csv(sends, dtype="string")) if sends else data
+        data = opened([own])
     else:
         folder = shipped("data")
-        mail = label(read([folder / name for name in _CAMPAIGN]), pd.read_csv(folder / "sends.csv", dtype="string"))
+        mail = opened([folder / name for name in _CAMPAIGN], str(folder / "sends.csv"))
         data = pd.concat([read(folder / "probes.csv"), mail[mail["client"].notna()]], ignore_index=True)
     made = PROBES.build(data)
     probed = made["origin"].eq("probe").fillna(False)

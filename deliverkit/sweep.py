@@ -230,7 +230,7 @@ class _Sweep:
             line = _Line(job, socket.socket(family, socket.SOCK_STREAM))
         except OSError as problem:
             if not self.lines or problem.errno not in (errno.EMFILE, errno.ENFILE):
-                return self._emit(job, _why(problem.errno or 0, True, {}))
+                return self._emit(job, why(problem.errno or 0, True, {}))
             self.in_flight, self.free[job.key] = len(self.lines), 0.0  # no file is left: wait for others to end
             return self.ready.append(job)
         line.sock.setblocking(False)
@@ -336,7 +336,7 @@ class _Sweep:
         return {"tls_version": line.tls.version(), "cipher": (line.tls.cipher() or [None])[0], **seen}
 
     def _unconnected(self, line: _Line, code: int, at_once: bool = False) -> None:
-        line.row = _why(code, at_once, _icmp(line.sock) if _ERRQUEUE else {})
+        line.row = why(code, at_once, _icmp(line.sock) if _ERRQUEUE else {})
         self._close(line)
 
     def _close(self, line: _Line) -> None:
@@ -375,7 +375,7 @@ def _signs() -> dict[str, tuple[str, str]]:
     return {sign: (verdict, failure) for signs, verdict, failure in rows for sign in signs.split()}
 
 
-def _why(code: int, at_once: bool, icmp: dict[str, Any]) -> dict[str, Any]:
+def why(code: int, at_once: bool, icmp: dict[str, Any]) -> dict[str, Any]:
     """The columns of a connect that failed, with the ICMP message behind it where the system tells."""
     name, sign = _symbol(code), "icmp{family}:{icmp_type}:{icmp_code}".format(**icmp) if icmp else ""
     signs = [s for s in (sign, f"connect:{name}" * at_once, name or "") if s in _signs()]

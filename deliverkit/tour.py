@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from deliverkit.egress import egress
+from deliverkit.egress import egress, show_egress
 from deliverkit.lab import Lab
 from deliverkit.rates import block_rates, bounce_rates
 from deliverkit.report import report
@@ -28,11 +28,7 @@ def tour(output: Path) -> int:
     with Lab(_NETWORK) as lab:
         probes = probe(lab.hosts, connect_to=lab.connect_to, vantage="tour", timeout=2, pace=None)
     print(block_rates(probes))
-    _say("2. Is it my network?")
-    for row in egress(probes).to_dict("records"):
-        print(
-            f"port {row['port']}: {text(row['verdict'], 'verdict')} ({text(row['confidence'], 'rate')}): {row['why']}"
-        )
+    _say("2. Is it my network?", show_egress(egress(probes)))
     mail = sample("mail")
     _say("3. Read", f"The sample campaign: {len(mail)} rows from logs, bounces and provider exports.")
     print(block_rates(mail, ["vantage", "port"]))

@@ -1,4 +1,4 @@
-"""Writes docs/frames.md from the schema, docs/block_rates.svg from the samples, and runs the notebooks.
+"""Writes docs/frames.md from the schema, docs/block_rates.svg from the samples, runs the notebooks, makes the gallery.
 
     python docs/make.py
 
@@ -7,9 +7,12 @@ Each notebook is a pair: the .py is what people edit and review, the .ipynb is m
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+import nbformat
 
 import deliverkit as dk
 from deliverkit.schema import FRAMES
@@ -63,8 +66,41 @@ def notebook(path: Path) -> None:
     jupytext.write(book, path.with_suffix(".ipynb"), fmt="ipynb")
 
 
+def question(book: Any) -> tuple[str, str]:
+    """Title and question of a notebook, from its first cell."""
+    first = book.cells[0].source
+    return first.splitlines()[0].removeprefix("# "), first.split("**")[1]
+
+
+def figure(book: Any) -> str:
+    """The first figure among the outputs of a notebook, as an SVG that can be seen on any background."""
+    for output in (output for cell in book.cells for output in cell.get("outputs", ())):
+        data = output.get("data", {})
+        if drawn := re.search(r"<svg.*?</svg>", data.get("image/svg+xml") or data.get("text/html", ""), re.DOTALL):
+            lit = 'style="background:#ffffff;color:#1c2430;'
+            text = drawn[0] if "matplotlib" in drawn[0] else drawn[0].replace('style="', lit, 1)
+            return text.replace("currentColor", "#1c2430").rstrip() + "\n"
+    raise ValueError("no figure")
+
+
+def gallery(folder: Path) -> str:
+    """docs/gallery.md: every notebook with its question and its first figure, which is written beside it."""
+    folder.mkdir(exist_ok=True)
+    parts = [
+        "# Gallery\n\nEvery picture is the first figure of an executed notebook, taken out by `python docs/make.py`.\n"
+    ]
+    for path in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
+        book = nbformat.read(path, as_version=4)
+        title, asked = question(book)
+        (folder / f"{path.stem}.svg").write_text(figure(book), encoding="utf-8")
+        link = f"../notebooks/{path.name}"
+        parts.append(f"## [{title}]({link})\n\n{asked}\n\n[![{title}](gallery/{path.stem}.svg)]({link})\n")
+    return "\n".join(parts)
+
+
 if __name__ == "__main__":
     (HERE / "frames.md").write_text(frames(), encoding="utf-8")
     picture(HERE / "block_rates.svg")
     for source in sorted((HERE.parent / "notebooks").glob("[0-9]*.py")):
         notebook(source)
+    (HERE / "gallery.md").write_text(gallery(HERE / "gallery"), encoding="utf-8")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +42,16 @@ def need() -> Callable[[str, str], str]:
         return str(found)
 
     return find
+
+
+@pytest.fixture(scope="module")
+def browser(need: Callable[[str, str], str]) -> Iterator[Any]:
+    """Debian's chromium, driven by playwright; it asks nobody for anything by itself."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: python -m pip install playwright")
+    with sync_api.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=need("chromium", "chromium"), args=FLAGS)
+        yield chromium
+        chromium.close()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -34,7 +34,7 @@ def test_the_tour_runs_the_main_job_and_ends_in_a_report(tmp_path: Path) -> None
 
 def test_help_names_every_command_and_each_command_has_help() -> None:
     shown = run("--help").stdout
-    for verb in ["tour", "probe", "read", "rates", "choose", "report", "notebooks"]:
+    for verb in ["tour", "probe", "read", "rates", "egress", "choose", "report", "notebooks"]:
         assert verb in shown and run(verb, "--help").returncode == 0
 
 
@@ -59,6 +59,26 @@ def test_frames_come_as_table_json_csv_and_parquet(tmp_path: Path) -> None:
     assert len(frame) == len(json.loads(run("read", DATA / "postfix", "--json").stdout)) > 300
     back = run("rates", tmp_path / "a.parquet", "--by", "port")
     assert back.returncode == 0 and "port 25" in back.stdout and "95" not in back.stderr
+
+
+def test_egress_says_who_blocks_in_lines() -> None:
+    done = run("egress", DATA / "probes.csv")
+    assert done.returncode == 1 and "office, port 25: blocked by network (>99 %): 0 of 8 hosts" in done.stdout
+    assert "office, port 587: open" in done.stdout and len(done.stdout.splitlines()) == 12
+
+
+def test_reports_are_written_per_client_and_as_what_the_ending_says(tmp_path: Path) -> None:
+    sends = ("--sends", DATA / "sends.csv")
+    mail = [DATA / name for name in ("postfix", "bounces.mbox", "probes.csv")]
+    done = run("report", *mail, *sends, "--per", "client", "--date", "2026-11-25", "-o", tmp_path / "r.pdf")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["r-Alpine-Travel.pdf", "r-Harbour-Books.pdf"], done.stderr
+    assert "rows of mail name no client" in done.stderr
+    asked = ("--client", "Harbour Books", "--before", "2026-11-01", "-o", tmp_path / "one.html")
+    one = run("report", *mail, *sends, *asked)
+    page = (tmp_path / "one.html").read_text(encoding="utf-8")
+    assert one.returncode == 0 and "Harbour Books" in page and "Alpine Travel" not in page
+    assert run("report", *mail, "--sends", DATA / "README.md").returncode == 2
 
 
 def test_rates_come_by_any_column() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from pathlib import Path
 
 import jupytext
@@ -56,5 +57,17 @@ def test_it_opens_with_a_question_and_ends_with_its_limits(book: nbformat.Notebo
 
 
 def test_figures_are_svg(book: nbformat.NotebookNode) -> None:
-    kinds = {kind for cell in code(book) for o in cell.outputs for kind in o.get("data", {})}
-    assert "image/svg+xml" in kinds and "image/png" not in kinds
+    shown = [o.get("data", {}) for cell in code(book) for o in cell.outputs]
+    assert not [data for data in shown if "image/png" in data]
+    assert [data for data in shown if "image/svg+xml" in data or "<svg" in data.get("text/html", "")]
+
+
+def test_the_gallery_shows_what_the_notebooks_show(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make", FOLDER.parent / "docs" / "make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    docs = FOLDER.parent / "docs"
+    assert make.gallery(tmp_path) == (docs / "gallery.md").read_text(encoding="utf-8")
+    made = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.svg")}
+    assert made == {path.name: path.read_text(encoding="utf-8") for path in (docs / "gallery").glob("*.svg")}
+    assert all(f"docs/gallery/{name}" in (docs.parent / "README.md").read_text(encoding="utf-8") for name in made)

@@ -1,0 +1,170 @@
+"""Which port to use: the guide's four questions and its practical rule, one at a time, with what was measured."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from html import escape
+from importlib.resources import files
+from threading import Thread
+from typing import Any
+
+import ipywidgets as w
+import pandas as pd
+
+from deliverkit import PORTS, facts, svg
+from deliverkit.rates import HEADINGS, rates_of
+from deliverkit.rehearse import rehearse
+from deliverkit.rules import choose_port, counts_of
+from deliverkit.schema import ATTEMPTS
+from deliverkit.settings import SOFTWARE, by_hand, settings
+from deliverkit.widgets.parts import box, choice, control, fill, page_of, preset, table, values, view
+
+_WORDS = tomllib.loads((files("deliverkit") / "templates/wizard.toml").read_text("utf-8"))
+_PAGES: list[dict[str, Any]] = _WORDS["page"]
+_STEPS = {"stage": "step", "outcome": "outcome", "took_s": "seconds", "reply_code": "code", "text": "what was said"}
+
+
+def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
+    """A box that asks the guide's four questions one at a time, and ends in an `Advice` with all it rests on.
+
+    `evidence` (`ATTEMPTS` or `PROBES`) fills in what was measured from the network chosen. `answers` fills in sending,
+    provider, network, policy, security and the like, and the `page` to begin with (0 to 4): each is an attribute of the
+    box, as are `back` and `next`. `box.advice` is the `Advice` of the last page. There one submission can be rehearsed,
+    with what else is in `answers` (connect_to, trust, timeout) for `dk.rehearse`: its steps are `box.rehearsal`, and
+    the password is kept by no widget, frame or file. Raises SchemaError if the evidence has no `port` or `blocked`,
+    FactsError for a word that is not offered.
+    """
+    if evidence is not None:
+        ATTEMPTS.check(evidence, ["port", "blocked"])
+    networks = values(evidence, "vantage") if evidence is not None else []
+    more: dict[str, Any] = {
+        "provider": sorted(facts.table("esp_ports")["provider"].unique()),
+        "network": sorted(facts.table("network_policies")["operator"].unique()),
+        "vantage": networks or [("nothing measured" if evidence is None else "all networks", "")],
+        "software": [(row["name"], id) for id, row in SOFTWARE.items()],
+    }
+    ask = {name: choice(name.replace("_", "-"), about["label"], [*map(tuple, about["options"]), *more.get(name, ())])
+           for name, about in _WORDS["ask"].items()}  # fmt: skip
+    login = {
+        "server": control(w.Text, "server", "Server", placeholder="mail.example.com"),
+        "user": control(w.Text, "user", "User name", continuous_update=False),
+        "password": control(w.Password, "password", "Password", continuous_update=False),
+        "to": control(w.Text, "to", "Test message to", placeholder="your own address; empty: only log in"),
+    }
+    for name, known in {**ask, **login}.items():
+        if name in answers:
+            preset(known, answers.pop(name))
+    head, rule, steps = w.HTML(), view(), view()
+    back, go = control(w.Button, "back", "Back"), control(w.Button, "next", "Next")
+    test = control(w.Button, "try", "Rehearse")
+    rows = [[head, [ask[name] for name in page["asks"]], rule] for page in _PAGES]
+    rows[-1] += [w.HTML("<h4>Rehearse it</h4>"), [*login.values()], test, steps]
+    sheets = [box("page", [*row, [back, go]]) for row in rows]
+    made = box("wizard", [], head=head, view=rule, steps=steps, back=back, next=go, test=test, **ask, **login)
+    made.page = min(max(int(answers.pop("page", 0)), 0), len(_PAGES) - 1)
+    secret: list[str] = []  # for one rehearsal; the widget itself forgets at once, so that no notebook can save it
+    offered = ""  # the server that the advice named last
+
+    @cache
+    def counted(vantage: str, provider: str) -> pd.DataFrame:
+        """What was measured from a network, counted once: a click must not count a million rows again."""
+        if evidence is None:
+            return counts_of(ATTEMPTS.empty())
+        return counts_of(evidence[evidence["vantage"].eq(vantage).fillna(False)] if vantage else evidence, provider)
+
+    def known_counts() -> pd.DataFrame:
+        """The same with what the person says of a port in its place."""
+        counts = counted(ask["vantage"].value, ask["provider"].value)
+        told = {port: ask[f"tried_{port}"].value for port in PORTS}
+        told = {port: word for port, word in told.items() if word and word != counts["measured"].get(port)}
+        lines = {port: (1, int(word == "blocked"), 0) for port, word in told.items()}
+        names = ["attempts", "blocked", "no_tls"]
+        said = pd.DataFrame.from_dict(lines, orient="index", columns=names)
+        both = pd.concat([counts[names].drop(list(told), errors="ignore"), said])
+        return counts_of(both.rename_axis("port").reset_index().astype("int64").assign(rate=0.0)).reset_index()
+
+    def prefill(_: Any = None) -> None:
+        """Set what was measured; what the person said of another network would be wrong here."""
+        words = counted(ask["vantage"].value, ask["provider"].value)["measured"]
+        for port in PORTS if evidence is not None else ():
+            ask[f"tried_{port}"].value = words[port] if words.get(port) in ("open", "blocked") else ""
+
+    def show(_: Any = None) -> None:
+        page, end = _PAGES[made.page], made.page == len(_PAGES) - 1
+        item = next(row for row in facts.tables("guide")["item"] if row["id"] == f"guide:{page['item']}")
+        title = f"{'Answer' if end else f'Question {made.page + 1} of 4'}: {item['title']}"
+        head.value = f'<h3 class="dk-heading">{escape(title)}</h3>'
+        differs = [row for row in facts.tables("guide")["differs"] if row["guide"][6:] in page["differs"]]
+        about = {"item": item, "differs": differs, "source": facts.tables("guide")["source"]}
+        made.advice = None
+        fill(rule, lambda: page_of("wizard.html", **about, **(conclude() if end else {"facts": facts_of(page)})))
+        back.disabled, go.disabled = made.page == 0, end
+        made.children = sheets[made.page].children
+
+    def facts_of(page: dict[str, Any]) -> str:
+        """What was measured and published that bears on the question."""
+        parts = []
+        if page.get("measured"):
+            rates = rates_of(known_counts()[["port", "attempts", "blocked"]], ["port"])
+            headings = {"port": "port", **{n: h for n, h in HEADINGS.items() if not n.startswith("by_")}}
+            drawn = svg.bars(rates, title="Measured: share of attempts blocked") + table(rates, "Measured", headings)
+            none = "<p>Nothing was measured from your network: <code>dk.probe</code> does that.</p>"
+            parts.append(drawn if len(rates) else none)
+        if (told := page.get("published")) and (name := ask[told["ask"]].value):
+            rows = facts.table(told["table"])
+            rows = rows[rows[told["by"]] == name].drop_duplicates("port")
+            parts.append(table(rows, f"What {name} publishes", told["columns"]))
+        return "".join(parts)
+
+    def conclude() -> dict[str, Any]:
+        """The advice, and what goes with it."""
+        nonlocal offered
+        asked: dict[str, Any] = {n: ask[n].value or None for n in ("policy", "provider", "network", "security")}
+        made.advice = said = choose_port(ask["sending"].value, evidence=known_counts(), **asked)
+        relay = said.sending == "relay"
+        test.disabled = said.port is None or relay
+        if login["server"].value in ("", offered):
+            login["server"].value = offered = said.host or ""
+        found: dict[str, Any] = {"advice": said, "facts": "", "host": said.host or "mail.example.com"}
+        if said.port is None:
+            return found
+        way = {"host": found["host"], "port": said.port, "security": str(said.security)}
+        found |= {"setting": None if relay else settings(ask["software"].value, **way), "tests": by_hand(**way)}
+        return found | {"ports": [rung.port for rung in said.ladder if rung.port]}
+
+    def keep(change: Any) -> None:
+        if change["new"]:
+            secret[:] = [change["new"]]
+            login["password"].value, login["password"].placeholder = "", "kept for one rehearsal, not shown"
+
+    def run(password: str | None) -> None:
+        def steps_of() -> str:
+            words: dict[str, Any] = {name: login[name].value.strip() or None for name in ("user", "to")}
+            asked = {"security": made.advice.security, "password": password, **words, **answers}
+            made.rehearsal = rehearse(login["server"].value.strip(), made.advice.port, **asked)
+            return table(made.rehearsal, "The steps of one submission", _STEPS)
+
+        fill(steps, steps_of)
+        test.disabled = False
+
+    def begin(_: Any) -> None:
+        login["password"].placeholder, test.disabled = "", True
+        steps.value = '<p role="status">Rehearsing …</p>'
+        made.thread = Thread(target=run, args=(secret.pop() if secret else None,), daemon=True)
+        made.thread.start()
+
+    def turn(by: int) -> None:
+        made.page = min(max(made.page + by, 0), len(_PAGES) - 1)
+        show()
+
+    back.on_click(lambda _: turn(-1))
+    go.on_click(lambda _: turn(1))
+    test.on_click(begin)
+    login["password"].observe(keep, "value")
+    ask["vantage"].observe(prefill, "value")
+    for known in ask.values():
+        known.observe(show, "value")
+    prefill()
+    show()
+    return made

@@ -1,0 +1,100 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Why did it bounce
+#
+# **Why did messages fail, whose fault is it, and could another port have helped?**
+#
+# An answer looks like this: *of 60 bounces 19 are the list's fault, 13 the sender's reputation, 32 the port's; only the
+# last are cured by another port.* What never left is not among the bounces: it is counted beside them.
+
+# %% [markdown]
+# Figures are drawn as SVG, so that a changed chart can be told from the same one; sentences in tables are shown whole.
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+
+import deliverkit as dk
+
+# %config InlineBackend.figure_format = "svg"
+pd.set_option("display.max_colwidth", None)
+plt.rcParams.update({"svg.hashsalt": "deliverkit", "svg.fonttype": "none", "figure.figsize": (8, 3.6)})
+
+# %% [markdown]
+# The mail at hand: Postfix logs, bounce messages and provider exports of one campaign, one row per attempt. Your own
+# files read the same way: `dk.read("path")`, and `dk.label(mail, sends)` adds client and campaign from a send list.
+
+# %%
+mail = dk.sample("mail")
+mail.groupby("origin").size().rename("rows").reset_index()
+
+# %% [markdown]
+# How messages ended, per client. Bounced is counted of those that had an answer; given up and open stand beside it.
+
+# %%
+dk.bounce_rates(mail, by="client").round(3)
+
+# %% [markdown]
+# Why messages failed. Each message counts once for each recipient, whatever number of attempts it took.
+
+# %%
+figure, ax = plt.subplots(layout="constrained")
+_ = dk.plot_bounce_reasons(mail, ax=ax)
+
+# %% [markdown]
+# Explore: whose fault it is, at which operator, for which client; then choose a message to see the evidence behind it:
+# what was read, where, and the rule with its source that says what it means.
+
+# %%
+explore = dk.explore_bounces(mail)
+explore
+
+# %% [markdown]
+# The widget can be driven from Python as well; what it shows is text.
+
+# %%
+explore.grouping.value = "fault"
+explore.row.value = explore.row.options[1][1]
+print(explore.row.label)
+print(explore.view.value.count("<tr>") - 1, "kinds of fault")
+
+# %% [markdown]
+# Every row names the rule that judged it, and every rule can be looked up.
+
+# %%
+rules = mail.loc[mail["outcome"] == "failed", "rule"].value_counts()
+pd.Series(dk.explain(rules.index[0])).rename("what stands behind it").to_frame()
+
+# %% [markdown]
+# Over time: attempts that were turned away, a line per port. A port problem begins at an hour; a bad list does not.
+
+# %%
+figure, ax = plt.subplots(layout="constrained")
+_ = dk.plot_timeline(mail, by="hour", ax=ax)
+
+# %% [markdown]
+# Where attempts ended. Lost at connect, rules or encryption: it never left. Refused at relay or inbox: it bounced.
+
+# %%
+funnel = dk.funnel(mail, by=None)
+funnel[["step", "reached", "passed", "share", "low", "high"]].round(3)
+
+# %% [markdown]
+# ## What this does not tell you
+#
+# * What was accepted and then filed as spam: no bounce and no log says that.
+# * The port of a bounce that came back as a message: it is not in there. Logs have it.
+# * Whether a mailbox that is full today is abandoned. One soft bounce is no verdict on an address.
+# * Anything about a message that never left: it makes no bounce. Look at the block rates for those.
