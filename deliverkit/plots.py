@@ -96,6 +96,8 @@ def plot_timeline(attempts: pd.DataFrame, *, by: str = "day", ax: Axes | None = 
         at = np.asarray(every.tz_localize(None))
         ax.plot(at, line["rate"], marker=_MARKS.get(port, "v"), color=colour(port), label=label)
         ax.fill_between(at, line["low"], line["high"], color=colour(port), alpha=0.15, linewidth=0)
+    if len(rates) and len(every) == 1:  # matplotlib would show years around a single point
+        ax.set_xlim(at[0] - np.timedelta64(1, "D"), at[0] + np.timedelta64(1, "D"))
     _share_axis(ax, "attempts blocked")
     ax.set(xlabel=by)
     ax.tick_params(axis="x", rotation=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -13,12 +14,23 @@ OTHER = "#6b7280"
 _SHARES = ("rate", "low", "high", "share", "confidence")
 
 
+_HIDDEN = re.compile(  # control, direction and zero-width marks, tags, halves of pairs: they lie about what is there
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
+    r"\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with marks that hide or turn what stands there shown as \\ufffd."""
+    return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def colour(port: Any) -> str:
     return OTHER if pd.isna(port) else PALETTE.get(port, OTHER)
 
 
 def text(value: Any, name: str = "") -> str:
-    """The value as a person reads it, not escaped: shares as percent, missing as a dash."""
+    """The value as a person reads it, in one line, not escaped: shares as percent, missing as a dash."""
     if pd.isna(value):
         return "–"
     if name in _SHARES:
@@ -28,7 +40,7 @@ def text(value: Any, name: str = "") -> str:
         return {"too_few": "too few or too close to say"}.get(value, str(value).replace("_", " "))
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d}" if value == value.normalize() else f"{value:%Y-%m-%d %H:%M}"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else visible(" ".join(str(value).split()))
 
 
 def _count(row: Mapping[Any, Any]) -> tuple[Any, Any]:
@@ -113,9 +125,9 @@ def steps(funnel: pd.DataFrame, *, title: str) -> str:
     return _figure(title, said, parts, 26 + 30 * max(funnel["port"].nunique(), 1))
 
 
-def _cell(said: str) -> str:
-    """What stands in a cell, with the end of its opening tag; an address of the web is a link under its host's name."""
-    if said.startswith("https://") and len(said.split()) == 1:
+def _cell(said: str, name: str) -> str:
+    """What stands in a cell, with the end of its opening tag; the source of a fact is a link under its host's name."""
+    if name == "source_url" and said.startswith("https://"):
         return f'><a href="{escape(said)}">{escape(said.split("/")[2])}</a>'
     return f"{' class=s' * (len(said) < 20)}>{escape(said)}"
 
@@ -141,7 +153,7 @@ def table(frame: pd.DataFrame, *, caption: str, columns: Mapping[str, str] | Non
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in names.values())
     body = []
     for row in frame.to_dict("records"):
-        first, *rest = (_cell(text(row[name], name)) for name in names)
+        first, *rest = (_cell(text(row[name], name), name) for name in names)
         body.append(f'<tr><th scope="row"{first}</th>{"".join(f"<td{cell}</td>" for cell in rest)}</tr>')
     top = f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
     return f"{top}<tbody>{''.join(body)}</tbody></table>"

@@ -16,8 +16,9 @@
 #
 # **Why did messages fail, whose fault is it, and could another port have helped?**
 #
-# An answer looks like this: *of 60 bounces 19 are the list's fault, 13 the sender's reputation, 32 the port's; only the
-# last are cured by another port.* What never left is not among the bounces: it is counted beside them.
+# An answer looks like this: *of 211 messages that failed 166 got no connection, which is the port's or the network's
+# fault; 19 are the list's, 13 the sender's reputation, 13 the content's, and no port cures those.* A bounce is a refusal;
+# what was given up without one is counted beside it.
 
 # %% [markdown]
 # Figures are drawn as SVG, so that a changed chart can be told from the same one; sentences in tables are shown whole.
@@ -47,7 +48,8 @@ mail.groupby("origin").size().rename("rows").reset_index()
 dk.bounce_rates(mail, by="client").round(3)
 
 # %% [markdown]
-# Why messages failed. Each message counts once for each recipient, whatever number of attempts it took.
+# Why messages failed: bounced, or given up for what their last attempt met. Each message counts once for each
+# recipient, whatever number of attempts it took.
 
 # %%
 figure, ax = plt.subplots(layout="constrained")

@@ -7,11 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from deliverkit.svg import visible
+
 _ADDRESS = re.compile(r"(?:\"(?:[^\"\\\n]|\\.){0,64}\"|([^\s<>()\[\]:;,\"@])[^\s<>()\[\]:;,\"@]{0,63})@([\w.-]{1,255})")
-_HIDDEN = re.compile(  # control, direction and zero-width marks, tags, halves of pairs: they lie about what is there
-    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
-    r"\ud800-\udfff\U000e0000-\U000e0fff]"
-)
 _LONGEST = 32_766  # what a cell of a sheet holds, with the apostrophe that keeps a formula from being one
 _BLANK = re.compile(r"[\t\n\r\v\f\u0085\u2028\u2029]+")
 
@@ -23,7 +21,7 @@ def mask(text: Any) -> Any:
 
 def clean(text: str, masked: bool, longest: int = _LONGEST) -> str:
     """The text in one line of at most `longest` characters, with marks that hide or turn text shown as \\ufffd."""
-    text = _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", _BLANK.sub(" ", text[:_LONGEST]))
+    text = visible(_BLANK.sub(" ", text[:_LONGEST]))
     text = mask(text) if masked else text
     return text if len(text) <= longest else text[: longest - 1] + "…"
 

@@ -71,10 +71,9 @@ def explore_bounces(attempts: pd.DataFrame | None = None) -> Any:
         headings = {"what": _KEYS[key], "messages": "messages"}
         if key in ("category", "fault"):
             table["fault"] = [FAULTS.get(whose.get(word, word), ("", ""))[0] for word in told]
-            headings["fault"] = "whose fault"
-        caption = (
-            f"{title}: {counted.sum()} messages, {len(table)} of {len(counted)} groups. A port cures only its own."
-        )
+            headings["fault"] = "whose fault" if key == "category" else "that is"
+        groups = f"{len(table)} of {len(counted)} groups"
+        caption = f"{title}: {counted.sum()} messages, bounced or given up, {groups}"
         return svg.counts(told, title=title, paint=paint) + svg.table(table, caption=caption, columns=headings)
 
     def detail(_: Any = None) -> None:

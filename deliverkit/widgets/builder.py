@@ -40,7 +40,7 @@ def report_builder(attempts: pd.DataFrame | None = None, **asked: Any) -> Any:
         "provider": choice("provider", "Provider", [("none, or not listed", ""), *sorted(providers)]),
         "policy": choice("policy", "Whose rules", POLICIES),
         "before": control(
-            w.Text, "before", "Compare before and from", placeholder="a date such as 2026-11-01, or empty"
+            w.Text, "before", "Compare at a date", placeholder="before 2026-11-01 and from then on, for example"
         ),
         "mask_recipients": control(w.Checkbox, "mask", "Mask recipients", value=True),
         "form": choice("form", "As", list(_TYPES)),
