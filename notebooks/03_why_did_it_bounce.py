@@ -17,8 +17,8 @@
 # **Why did messages fail, whose fault is it, and could another port have helped?**
 #
 # An answer looks like this: *of 211 messages that failed 166 got no connection, which is the port's or the network's
-# fault; 19 are the list's, 13 the sender's reputation, 13 the content's, and no port cures those.* A bounce is a refusal;
-# what was given up without one is counted beside it.
+# fault; 19 are the list's, 13 the sender's reputation, 13 the content's, and no port cures those.* A bounce is a
+# refusal; what was given up without one is counted beside it.
 
 # %% [markdown]
 # Figures are drawn as SVG, so that a changed chart can be told from the same one; sentences in tables are shown whole.
