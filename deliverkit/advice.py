@@ -12,7 +12,8 @@ import pandas as pd
 from deliverkit import svg
 
 _COLUMNS = {"rank": "rank", "port": "port", "security": "encryption", "verdict": "verdict"}
-_COLUMNS |= {"measured": "measured", "reason": "why", "rules": "rules"}
+_COLUMNS |= {"measured": "measured", "attempts": "attempts", "reason": "why"}
+_ORDER = "Try in this order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Advice:
     def _blocks(self) -> list[tuple[str, Sequence[str]]]:
         others = [f"{p}: {f'port {n}' if n else 'no port'}, {why}" for p, n, why in self.others]
         return [
-            ("Try in this order", [f"{i}. {rung}: {rung.why}" for i, rung in enumerate(self.ladder, 1)]),
+            (_ORDER, [f"{rung}: {rung.why}" for rung in self.ladder]),
             ("Mind", self.warnings),
             ("Other policies", others),
             ("Rules", [", ".join(self.rules)]),
@@ -83,7 +84,8 @@ class Advice:
     def __repr__(self) -> str:
         lines = [self.headline, f"  {self.context}", f"  why: {self.reason}"]
         for heading, items in self._blocks():
-            lines += [f"{heading}:", *(f"  {item}" for item in items)] if items else []
+            told = [f"{i}. {item}" for i, item in enumerate(items, 1)] if items and heading == _ORDER else items
+            lines += [f"{heading}:", *(f"  {item}" for item in told)] if items else []
         out = self.ranked[self.ranked["rank"].isna()]
         gone = [f"  {row['port']}: {row['reason']}" for row in out.to_dict("records")]
         return "\n".join(lines + (["Ruled out:", *gone] if gone else []))
@@ -93,7 +95,12 @@ class Advice:
         parts.append(svg.table(self.ranked, caption=self.context, columns=_COLUMNS))
         for heading, items in self._blocks():
             listed = "".join(f"<li>{escape(item)}</li>" for item in items)
-            parts.append(f"<p><strong>{heading}</strong></p><ul>{listed}</ul>" if items else "")
+            kind = "ol" if heading == _ORDER else "ul"
+            body = f"<{kind}>{listed}</{kind}>" if items else ""
+            if heading in ("Rules", "Sources"):
+                parts.append(f"<details><summary>{heading}</summary>{body}</details>")
+            else:
+                parts.append(f"<p><strong>{heading}</strong></p>{body}" if items else "")
         return f'<div class="dk-advice">{"".join(parts)}</div>'
 
     def to_dict(self) -> dict[str, Any]:

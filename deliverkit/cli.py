@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,7 +25,11 @@ _PROBES = ["host", "port", "mode", "reached", "verdict", "failure", "tls_version
 _ATTEMPTS = ["time", "recipient", "host", "port", "outcome", "category", "blocked_by", "status_code", "text"]
 _ROWS, _WIDTH = 40, 48
 _QUESTION: dict[str, dict[str, Any]] = {  # what `choose` and `report` ask of choose_port
-    "--sending": {"default": "application", "help": "relay, client, website, application, legacy"},
+    "--sending": {
+        "default": "application",
+        "help": "application (or a mail server through a provider), website, client, legacy (demands implicit TLS), "
+        "relay (a mail server straight to the receivers' servers)",
+    },
     "--policy": {"default": "guide", "help": "guide, standards or provider"},
     "--provider": {"help": "name of your mail provider, SendGrid for one"},
 }
@@ -49,6 +54,7 @@ def _write(frame: pd.DataFrame, args: argparse.Namespace, shown: str = "") -> in
             frame.to_parquet(args.parquet, index=False)
         except OSError as problem:
             raise FormatError(args.parquet, f"cannot be written: {problem.strerror or problem}") from None
+        print(f"deliverkit: {len(frame)} rows written to {args.parquet}", file=sys.stderr)
     elif args.json:
         print(frame.to_json(orient="records", date_format="iso", force_ascii=False))
     elif args.csv:
@@ -94,11 +100,13 @@ def _egress(args: argparse.Namespace) -> int:
 
 
 def _choose(args: argparse.Namespace) -> int:
-    from deliverkit.rules import choose_port
+    from deliverkit.rules import choose_port, known_name
 
     asked = {"provider": args.provider, "network": args.network, "security": args.security}
     evidence = _read(args.evidence) if args.evidence else None
     if evidence is not None and args.vantage:
+        there = sorted(map(str, evidence["vantage"].dropna().unique()))
+        known_name("vantage", args.vantage, there or ["no network at all"])
         evidence = evidence[evidence["vantage"].eq(args.vantage).fillna(False)]
     advice = choose_port(args.sending, args.policy, evidence=evidence, **asked)
     print(json.dumps(advice.to_dict(), indent=2) if args.json else _plain(advice))
@@ -115,15 +123,12 @@ def _report(args: argparse.Namespace) -> int:
     if not args.per:
         print(report(data, client=args.client, **asked).save(path))
         return 0
-    made, used = reports(data, by=args.per, **asked), set[str]()
-    for name, one in made.items():
-        plain = "".join(c if c.isalnum() else "-" for c in name)[:60]
-        while plain.lower() in used:  # two names that differ in signs only
-            plain += "-"
-        used.add(plain.lower())
-        print(one.save(path.with_stem(f"{path.stem}-{plain}")))
+    made = reports(data, by=args.per, **asked)
+    for name, saved in made.save(path).items():
+        print(f"{_plain(name)}: {saved}")
     if made.unnamed:
-        print(f"deliverkit: {made.unnamed} rows of mail name no {args.per} and are in no report", file=sys.stderr)
+        notices = "notices of the mail system among them"
+        print(f"deliverkit: {made.unnamed} rows of mail name no {args.per}, {notices}: in no report", file=sys.stderr)
     return 0
 
 
@@ -143,7 +148,10 @@ def _notebooks(args: argparse.Namespace) -> int:
             if not (Path(args.folder) / name).exists():
                 shutil.copytree(shipped(name), Path(args.folder) / name, ignore=shutil.ignore_patterns("__*"))
         folder = Path(args.folder) / "notebooks"
-    return subprocess.run([sys.executable, "-m", "jupyterlab", str(folder), *args.options], check=False).returncode
+    command = [sys.executable, "-m", "jupyterlab", str(folder), *args.options]
+    if os.name == "posix":  # in our place: who stops this process stops JupyterLab
+        os.execv(sys.executable, command)
+    return subprocess.run(command, check=False).returncode
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -218,8 +226,9 @@ def _parser() -> argparse.ArgumentParser:
     add = verb("report", _report, "write a report for people who were not there", paths=True)
     add("--title", default="Did our mail leave, and did it arrive?")
     add("--sends", metavar="FILE", help="CSV send list: message_id or recipient, client, campaign")
-    add("--client", help="only this client's mail")
-    add("--per", metavar="COLUMN", help="a report for each client (or campaign): report-NAME.html")
+    one = verbs.choices["report"].add_mutually_exclusive_group()
+    one.add_argument("--client", help="only this client's mail")
+    one.add_argument("--per", metavar="COLUMN", help="a report for each client (or campaign): report-NAME.html")
     add("--before", metavar="PATH|DATE", help="compare with the period before: its data, or where it ends in these")
     add("--date", help="day on the report; default: today")
     add("--show-recipients", action="store_true", help="do not mask the recipients")

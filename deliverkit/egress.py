@@ -52,6 +52,7 @@ def _controls(probes: pd.DataFrame) -> pd.DataFrame:
             "operator": data.get("operator", missing).astype("string"),
             "answered": answered.astype(bool),
             "tampered": verdict.eq("tampered").astype(bool),
+            "nameless": verdict.eq("dns_fail").astype(bool),
             "banner": data.get("banner", missing).astype("string").where(answered.astype(bool)),
             "local": failure.isin(_LOCAL).astype(bool),
             "denied": failure.eq("local_denied").fillna(False).astype(bool),
@@ -60,7 +61,7 @@ def _controls(probes: pd.DataFrame) -> pd.DataFrame:
     names = {name: ".".join(name.split(".")[-2:]) for name in host.unique()}
     rows["operator"] = rows["operator"].fillna(host.map(names).astype("string"))
     how = {"operator": "first", "answered": "any", "tampered": "any", "banner": "first"}
-    how |= {"local": "all", "denied": "all"}
+    how |= {"local": "all", "denied": "all", "nameless": "all"}
     return rows.groupby(["vantage", "port", "host"], dropna=False).agg(how).reset_index()
 
 
@@ -100,12 +101,16 @@ def egress(probes: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for vantage, near in controls.groupby("vantage", dropna=False):
         for port, here in near.groupby("port"):
-            others = near[near["port"] != port]
+            here, others = here[~here["nameless"]], near[(near["port"] != port) & ~near["nameless"]]
             verdict, confidence = _judge(here, others)
             yes, operators = int(here["answered"].sum()), here["operator"].nunique()
             said = [f"{yes} of {len(here)} hosts of {operators} operators answered on {port}"]
             for other, rest in others.groupby("port"):
                 said.append(f"{int(rest['answered'].sum())} of {len(rest)} answered on {other}")
+            if verdict == "unclear" and operators < _FEWEST:
+                said.append("no name was found" if here.empty else f"fewer than {_FEWEST} operators prove nothing")
+            elif verdict == "unclear" and others.empty:
+                said.append("no other port was tried, which would tell a filter from a line that is down")
             low, high = wilson(yes, len(here))
             row = {"vantage": vantage, "port": port, "verdict": verdict, "confidence": confidence}
             row |= {"controls": len(here), "operators": operators, "answered": yes}
@@ -114,9 +119,11 @@ def egress(probes: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_egress(verdicts: pd.DataFrame) -> str:
-    """The verdicts as lines for a terminal: network, port, verdict, how sure, evidence."""
+    """The verdicts as lines for a terminal: network, port, verdict, how sure, and what of the evidence is its own."""
     lines = []
     for row in verdicts.to_dict("records"):
         where = f"{row['vantage']}, port {row['port']}" if pd.notna(row["vantage"]) else f"port {row['port']}"
-        lines.append(f"{where}: {text(row['verdict'], 'verdict')} ({text(row['confidence'], 'rate')}): {row['why']}")
+        sure = f" ({text(row['confidence'], 'rate')})" if pd.notna(row["confidence"]) else ""
+        why = row["why"] if row["verdict"] == "unclear" else str(row["why"]).partition(";")[0]
+        lines.append(f"{where}: {text(row['verdict'], 'verdict')}{sure}: {why}")
     return "\n".join(lines) or "no probes"

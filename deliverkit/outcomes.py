@@ -104,7 +104,8 @@ def failures(attempts: pd.DataFrame) -> pd.DataFrame:
         return attempts[failed]
     ends = endings(attempts)
     places = ends.loc[ends["final"].isin(["bounced", "expired"]), "place"].to_numpy()
-    alone = np.flatnonzero(failed & attempts["recipient"].isna().to_numpy(bool))
+    probed = attempts["origin"].eq("probe").fillna(False).to_numpy(bool) if "origin" in attempts else False
+    alone = np.flatnonzero(failed & attempts["recipient"].isna().to_numpy(bool) & ~np.asarray(probed))
     return attempts.iloc[np.sort(np.concatenate([places, alone]))]
 
 

@@ -46,8 +46,9 @@ def read(path: Source) -> pd.DataFrame:
         return read_bounces(path)  # it knows the folders of a Maildir
     made = [_frame(part) for part in found.pop(_frame, [])]
     made += [reader(some) for reader, some in found.items()]
-    names = PROBES.names if all("verdict" in frame for frame in made) else ATTEMPTS.names
-    return pd.concat([frame[names] for frame in made], ignore_index=True)
+    if any("verdict" in frame for frame in made):  # probes keep their columns, whatever else is read
+        made = [PROBES.build(frame) for frame in made]
+    return pd.concat(made, ignore_index=True)
 
 
 def _reader(part: Part) -> Any:

@@ -25,13 +25,14 @@ _HIGH, _LOW = 2 / 3, 1 / 3  # share blocked from which a port counts as shut, an
 
 def known_name(kind: str, word: str, names: Sequence[str]) -> str:
     """The name that is meant: equal without regard to case, or the only one that holds the word."""
-    folded = str(word).strip().casefold()
+    folded, names = str(word).strip().casefold(), [name for name in names if name]
     exact = [name for name in names if name.casefold() == folded]
     found = exact or [name for name in names if folded and folded in name.casefold()]
     if len(found) == 1:
         return found[0]
     near = ", ".join(found or get_close_matches(str(word), names, 3) or names)
-    raise FactsError(f"{kind} {word!r} is {'not clear' if found else 'not known'}; there is: {near}")
+    out = "; leave it out if yours is not listed" if kind.lower() in ("provider", "network") else ""
+    raise FactsError(f"{kind} {word!r} is {'not clear' if found else 'not known'}; there is: {near}{out}")
 
 
 def matches(when: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
@@ -73,6 +74,10 @@ def _counts(evidence: pd.DataFrame, hosts: Sequence[str]) -> pd.DataFrame:
         blocked = sure["controls"].where(~shut, sure["controls"] - sure["answered"])
         return sure.assign(blocked=blocked).groupby("port")[["attempts", "blocked", "no_tls"]].sum()
     data = counted(ATTEMPTS.check(evidence, ["port", "blocked"])).dropna(subset=["port", "blocked"])
+    shut = data["blocked"].astype(bool)
+    if {"blocked_by", "category"} <= set(data):  # a server that refuses sender or login has answered: the port is open
+        shut &= ~(data["blocked_by"].eq("policy") | data["category"].eq("relay_or_login")).fillna(False).astype(bool)
+    data = data.assign(blocked=shut)
     if hosts and "host" in data:
         names = data["host"].astype("string")
         ours = names.isin([h for h in names.dropna().unique() if any(fnmatch(h.lower(), p) for p in hosts)])
@@ -106,6 +111,7 @@ def _candidates(provider: str | None, relay: bool) -> list[dict[str, Any]]:
                 "recommended": row.get("recommended") == "true" if row else None,
                 "host": row["hostname"].replace("*", "{region}") if known and row else None,
                 "source": row.get("source_url"),
+                **{name: row.get(name) if pd.notna(row.get(name)) else None for name in ("auth", "remark")},
                 "popular": int(popular.get(port, 0)),
             }
         )
@@ -234,6 +240,13 @@ def _advise(rows: list[dict[str, Any]], policy: str, asked: Mapping[str, Any]) -
         warned.append(f"port {left[0]['port']} was not measured from your network: probe it before you rely on it")
     if left and "{" in (left[0]["host"] or ""):
         warned.append(f"put your own {left[0]['host'].split('{')[1].split('}')[0]} into the host's name")
+    if left and left[0]["host"]:
+        said = [f"login by {left[0]['auth'].replace('|', ' or ')}"] if left[0]["auth"] else []
+        said += [left[0]["remark"]] if left[0]["remark"] else []
+        warned += [f"{asked['provider']} on {left[0]['port']}: {told}" for told in said]
+    if asked["sending"] == "relay" and asked["provider"]:
+        how = f"handing mail to {asked['provider']} with a login is submission: choose application"
+        warned.append(f"relay means straight to the receivers' servers; {how}")
     if policy == "provider" and not asked["provider"]:
         warned.append("no provider named: what this policy says is what providers publish on the whole")
     if asked["sending"] == "relay" and not left:

@@ -34,7 +34,7 @@ def text(value: Any, name: str = "") -> str:
     if pd.isna(value):
         return "–"
     if name in _SHARES:
-        near = "<1%" if 0 < value < 0.005 else ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
+        near = "<1%" if 0 < value < 0.005 else ">99%" if 0.995 <= value < 1 else f"{int(100 * value + 0.5)}%"
         return near.replace("%", "\N{NO-BREAK SPACE}%")
     if name == "verdict":
         return {"too_few": "too few or too close to say"}.get(value, str(value).replace("_", " "))

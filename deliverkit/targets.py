@@ -56,6 +56,8 @@ def _split(target: Any) -> tuple[str, Any]:
     """Host and port (None where none is given) of a target."""
     text = target.strip() if isinstance(target, str) else ""
     place = _PLACE.fullmatch(text)
+    if "://" in text:
+        raise TargetError(f"{target!r} is an address of the web; a host name is wanted, such as smtp.example.com")
     with suppress(UnicodeError):
         if is_ip(text):  # a bare IPv6 address is no host:port
             return text, None
@@ -74,7 +76,8 @@ def routes_of(connect_to: Any) -> dict[tuple[str, int], tuple[int, str, int]]:
             key = (host or "").strip("[]").lower().rstrip("."), _port(port) if port else 0
             made.setdefault(key, (number, _split(address)[0] if address else "", _port(to) if to else 0))
         except (TypeError, ValueError, AttributeError, TargetError):
-            raise TargetError(f"connect_to maps (host, port) to (address, port), not {pair!r}") from None
+            wanted = "HOST:PORT:ADDRESS:PORT, or {(host, port): (address, port)}"
+            raise TargetError(f"connect_to is {wanted}, not {pair!r}") from None
     return made
 
 

@@ -74,11 +74,18 @@ def test_reports_are_written_per_client_and_as_what_the_ending_says(tmp_path: Pa
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["r-Alpine-Travel.pdf", "r-Harbour-Books.pdf"], done.stderr
     assert "rows of mail name no client" in done.stderr
-    asked = ("--client", "Harbour Books", "--before", "2026-11-01", "-o", tmp_path / "one.html")
+    asked = ("--client", "Harbour Books", "-o", tmp_path / "one.html")
     one = run("report", *mail, *sends, *asked)
     page = (tmp_path / "one.html").read_text(encoding="utf-8")
     assert one.returncode == 0 and "Harbour Books" in page and "Alpine Travel" not in page
     assert run("report", *mail, "--sends", DATA / "README.md").returncode == 2
+    for wrong, says in (
+        (("--before", "2020-01-01"), "no rows before"),
+        (("--client", "Nobody"), "there are: Alpine Travel, Harbour Books"),
+        (("--client", "Harbour Books", "--per", "client"), "not allowed with"),
+    ):
+        done = run("report", *mail, *sends, *wrong, "-o", tmp_path / "no.html")
+        assert done.returncode == 2 and says in done.stderr and not (tmp_path / "no.html").exists()
 
 
 def test_rates_come_by_any_column() -> None:

@@ -84,10 +84,12 @@ def test_a_frame_that_was_written_comes_back(tmp_path: Path, frame: object, kind
     pd.testing.assert_frame_equal(read(tmp_path / "x"), made)
 
 
-def test_probes_and_attempts_together_are_attempts(tmp_path: Path) -> None:
-    PROBES.build([{"port": 25}]).to_csv(tmp_path / "probes", index=False)
+def test_probes_read_together_with_a_log_keep_what_was_probed(tmp_path: Path) -> None:
+    PROBES.build([{"port": 25, "verdict": "open"}]).to_csv(tmp_path / "probes", index=False)
     (tmp_path / "log").write_text(LOG)
-    assert list(read(tmp_path)) == ATTEMPTS.names
+    both = read(tmp_path)
+    assert list(both) == PROBES.names and both["verdict"].dropna().tolist() == ["open"] and len(both) > 1
+    assert list(read(tmp_path / "log")) == ATTEMPTS.names
     assert list(read(tmp_path / "probes")) == PROBES.names
 
 

@@ -31,6 +31,8 @@ _MAIL = Frame("attempts", tuple(column for column in ATTEMPTS.columns if column.
 _PROBE = Frame(
     "probes", tuple(c for c in PROBES.columns if c.name in {*_DOORS, "operator", "verdict", "failure", "banner"})
 )
+_TODO = ("invalid_recipient", "mailbox_unavailable", "never_left")  # keys of [todo] in templates/report.toml
+_CURES = {"curable": "yes", "hardly": "indirect", "incurable": "no"}
 _ROWS, _BARS, _NETWORKS, _NAME, _TEXT = 15, 12, 6, 60, 160  # what a reader reads; the workbook has all
 
 
@@ -65,6 +67,11 @@ class _Period:
         unsent = self.ends["final"].isin(["expired", "open"])
         self.ends["never_left"] = unsent & self.ends["far"].between(0, STEPS.index("relay") - 1)
         self.ends["untold"] = unsent & (self.ends["far"] < 0)
+        failed = self.ends["final"].isin(["bounced", "expired"])
+        why = pd.Series(self.mail["category"].array.take(self.ends["place"].to_numpy()))
+        self.ends["reason"] = why.where(failed).str.replace("_", " ")
+        lost = self.ends["never_left"] & (self.ends["final"] == "expired")
+        self.ends["todo"] = why.where(failed).map(words()["todo"]).mask(lost, words()["todo"]["never_left"])
         total = block_rates(self.doors.dropna(subset="port"), [])[
             ["blocked", "attempts", "by_network", "by_server", "by_policy"]
         ].sum()
@@ -76,7 +83,7 @@ class _Period:
         flags |= {"never_left": self.ends["never_left"], "known": ~self.ends["untold"] & self.both}
         data = self.ends[by].assign(messages=1, **{name: flag.astype("int64") for name, flag in flags.items()})
         sums = data.groupby(by, dropna=False).sum().reset_index() if by else data.sum().to_frame().T
-        return sums.assign(answered=(sums["sent"] + sums["bounced"]) * self.both)
+        return sums.assign(answered=(sums["sent"] + sums["bounced"]) * self.both, told=sums["messages"] * self.both)
 
 
 def _rated(sums: pd.DataFrame, name: str, hits: str, total: str) -> pd.DataFrame:
@@ -94,8 +101,16 @@ def _share(hits: int, total: int) -> str:
     """A share as people read it, with its range; none where there are too few to say."""
     if total < _fewest():
         return f"{hits} of {total}: too few to say" if total else "–"
-    low, high = wilson(hits, total)
-    return f"{svg.text(hits / total, 'rate')} ({svg.text(float(low), 'low')} to {svg.text(float(high), 'high')})"
+    return "{} ({} to {})".format(svg.text(hits / total, "rate"), *_range(hits, total))
+
+
+def _range(hits: int, total: int) -> list[str]:
+    return [svg.text(float(end), "low") for end in wilson(hits, total)]
+
+
+def _counted(hits: int, total: int) -> str:
+    """The same with its count: no share stands without."""
+    return _share(hits, total) if total < _fewest() else f"{hits} of {total}: {_share(hits, total)}"
 
 
 def compared(now: tuple[int, int], before: tuple[int, int]) -> str:
@@ -114,8 +129,9 @@ def compared(now: tuple[int, int], before: tuple[int, int]) -> str:
 
 
 def _comparison(now: _Period, then: _Period) -> pd.DataFrame:
-    """The three figures of both periods; connections on the networks and ports that both measured."""
-    doors = [block_rates(period.doors, ["vantage", "port"]).set_index(["vantage", "port"]) for period in (now, then)]
+    """The figures of both periods; attempts of one kind, on the networks and ports that both measured."""
+    tries = [p.doors if now.probed and then.probed else p.tried for p in (now, then)]
+    doors = [block_rates(some, ["vantage", "port"]).set_index(["vantage", "port"]) for some in tries]
     common = doors[0].index.intersection(doors[1].index)
     both = [period.figures | {name: int(door.loc[common, name].sum()) for name in ("blocked", "attempts")}
             for period, door in zip((now, then), doors, strict=True)]  # fmt: skip
@@ -123,7 +139,7 @@ def _comparison(now: _Period, then: _Period) -> pd.DataFrame:
     for figure in words()["figure"]:
         (new, old) = ((one[figure["hits"]], one[figure["total"]]) for one in both)
         counts = {"now_count": new[0], "now_total": new[1], "before_count": old[0], "before_total": old[1]}
-        said = {"now": _share(*new), "before": _share(*old), "change": compared(new, old)}
+        said = {"now": _counted(*new), "before": _counted(*old), "change": compared(new, old)}
         rows.append({"figure": figure["name"], **said, **counts})
     return pd.DataFrame(rows)
 
@@ -154,7 +170,8 @@ def _said(text: str, recipient: Any, masked: bool) -> str:
 
 
 def content(attempts: pd.DataFrame, title: str, sending: str, policy: str, provider: str | None,
-            before: pd.DataFrame | None, masked: bool, made: pd.Timestamp, unnamed: int) -> Content:  # fmt: skip
+            before: pd.DataFrame | None, masked: bool, made: pd.Timestamp, unnamed: int,
+            client: str) -> Content:  # fmt: skip
     """Count everything once and put it into words, tables and frames; raises SchemaError if there are no rows."""
     if attempts.empty:
         raise SchemaError("attempts: there is nothing to report, the frame has no rows")
@@ -170,6 +187,7 @@ def content(attempts: pd.DataFrame, title: str, sending: str, policy: str, provi
     told = now.mail[["category", "text", "recipient"]].iloc[failed["place"].to_numpy()]
     reasons = _reasons(told, masked)
     refused = _reasons(told[~failed["never_left"].to_numpy(bool)], masked).groupby("fault")["count"].sum()
+    cures = reasons.groupby("cure")["count"].sum()
     figures = [(f["name"], now.figures[f["hits"]], now.figures[f["total"]]) for f in words()["figure"]]
     summary = pd.DataFrame(figures, columns=["figure", "count", "total"])
     sheets = {"summary": _rated(summary, "", "count", "total"), "block rates": rates}
@@ -181,17 +199,28 @@ def content(attempts: pd.DataFrame, title: str, sending: str, policy: str, provi
             sheets[name] = _rated(_rated(sums, "bounce_", "bounced", "answered"), "never_left_", "never_left", "known")
     shut = now.doors[now.doors["blocked"].fillna(False).astype(bool)]
     sheets |= {"reasons": reasons, "blocked by": _reasons(shut, masked)}
-    if before is not None and len(before):
-        sheets["comparison"] = _comparison(now, _Period(before))
-    sheets["outcomes"] = now.ends[[name for name in OUTCOMES.names if not (masked and name == "message_id")]]
+    then = _Period(before) if before is not None and len(before) else None
+    if then:
+        sheets["comparison"] = _comparison(now, then)
+    shown = [
+        name for name in (*OUTCOMES.names, "never_left", "reason", "todo") if not (masked and name == "message_id")
+    ]
+    sheets["outcomes"] = now.ends[shown]
+    order = [*dict.fromkeys(words()["todo"].values())]
+    todo = now.ends.dropna(subset=["todo"]).sort_values("todo", key=lambda what: what.map(order.index), kind="stable")
+    sheets["to do"] = todo[["recipient", "client", "campaign", "reason", "todo"]]
+    counts = now.ends["todo"].value_counts()
+    gone, full, lost = (int(counts.get(words()["todo"][n], 0)) for n in _TODO)
     first, *_ = advice.values()
     origins = attempts["origin"].value_counts().items()
     values: dict[str, Any] = {
         **now.figures, "unknown": rates.attrs["unknown"], "portless": rates.attrs["portless"],
         "probed": now.probed, "mailed": len(now.mail), "both": now.both, "masked": masked, "unnamed": unnamed,
         "measured": "measured by probes" if now.probed else "seen from the mail itself", "failed": len(failed),
-        "incurable": int(reasons.loc[reasons["cure"] == "no", "count"].sum()), "compared": before is not None,
-        "earlier": "comparison" in sheets, "fault": {name: int(refused.get(name, 0)) for name in words()["fault"]},
+        "gone": gone, "full": full, "lost": lost, "compared": before is not None, "earlier": then is not None,
+        **{name: int(cures.get(words()["cure"][cure], 0)) for name, cure in _CURES.items()},
+        "early_span": "" if before is None else _span(before), "both_probed": bool(then and then.probed and now.probed),
+        "fault": {name: int(refused.get(name, 0)) for name in words()["fault"]},
         "rows": ", ".join(f"{n} from {words()['origin'].get(origin, origin)}" for origin, n in origins),
         "skipped": len(attempts) - len(now.doors) - len(now.tried) * now.probed,
         "unaddressed": now.ends.attrs["unknown"],
@@ -204,7 +233,7 @@ def content(attempts: pd.DataFrame, title: str, sending: str, policy: str, provi
     drawn = {name: _named(frame, masked) for name, frame in sheets.items() if name != "outcomes"}
     document = {
         "title": clean(str(title), masked, 200), "made": f"{made:%Y-%m-%d}", "version": __version__,
-        "period": _span(attempts), **_worded(values, advice, drawn),
+        "client": clean(client, False, _NAME), "period": _span(attempts), **_worded(values, advice, drawn),
         "chart": _chart(f"Share of attempts turned away, {values['measured']}", drawn["block rates"], keys),
     }  # fmt: skip
     return Content(_cleaned(document, masked), sheets, made, masked)
@@ -217,7 +246,7 @@ def _span(attempts: pd.DataFrame) -> str:
 
 def _named(frame: pd.DataFrame, masked: bool) -> pd.DataFrame:
     """The frame with the names in it short enough to be read."""
-    names = [name for name in ("vantage", "client", "campaign") if name in frame]
+    names = [name for name in ("vantage", "client", "campaign", "recipient") if name in frame]
     return frame.assign(**clean_frame(frame[names], masked, _NAME))
 
 
@@ -241,12 +270,18 @@ def _worded(values: dict[str, Any], advice: dict[str, Advice], frames: dict[str,
         lists = {"list": [line for line in map(said, part["list"]) if line]} if "list" in part else {}
         return lists or ({"terms": part["terms"]} if "terms" in part else {"text": said(part["text"])})
 
-    tiles = []
-    for figure in words()["figure"]:
-        hits, total = values[figure["hits"]], values[figure["total"]]
-        span = _share(hits, total).split("(")[-1].split(": ")[-1].rstrip(")")
-        note = f"{hits} of {total} {figure['of']} ({span})" if total else said(figure["nothing"])
-        tiles.append({"label": figure["name"], "value": svg.text(hits / total, "rate") if total else "–", "note": note})
+    tiles, changes = [], frames.get("comparison", pd.DataFrame(columns=["figure"])).set_index("figure")
+    figures = [figure for figure in words()["figure"] if values[figure["total"]]] or words()["figure"]
+    for figure in figures[:3]:
+        name, hits, total = figure["name"], values[figure["hits"]], values[figure["total"]]
+        few = total < _fewest()
+        note = f"{hits} of {total} {figure['of']}" if total else said(figure["nothing"])
+        if total:
+            note += ": too few to say" if few else ", likely between {} and {}".format(*_range(hits, total))
+        if name in changes.index:
+            note += f". Before: {changes['before'][name]}: {changes['change'][name]}"
+        value = "–" if not total else f"{hits} of {total}" if few else svg.text(hits / total, "rate")
+        tiles.append({"label": name, "value": value, "note": note})
     sections = []
     for part in filter(holds, words()["section"]):
         shown = [block(b) for b in part["block"] if "table" not in b or len(frames.get(b["table"], ()))]

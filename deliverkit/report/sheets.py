@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from deliverkit import svg
-from deliverkit.report.content import Content
+from deliverkit.report.content import Content, words
 from deliverkit.report.masking import clean_frame
 from deliverkit.report.pages import needed
 
@@ -25,12 +25,9 @@ def xlsx(content: Content) -> bytes:
     book.set_properties({"title": content.document["title"], "created": content.made.tz_localize(None).to_pydatetime()})
     styles = {name: book.add_format(look) for name, look in (("head", {"bold": True, "bottom": 1, "text_wrap": True}),
               ("share", {"num_format": _SHARE}), ("time", {"num_format": _TIME}), ("text", {}))}  # fmt: skip
-    notes = [
-        ("report", content.document["title"]),
-        ("period", content.document["period"]),
-        ("made", content.document["made"]),
-    ]
-    for name, frame in content.sheets.items():
+    notes = [(name, content.document[name]) for name in ("title", "client", "period", "made")]
+    todo = [{n: item[n] for n in ("who", "do", "why", "where")} for item in content.document["todo"]]
+    for name, frame in {"what to do": pd.DataFrame(todo, dtype="string"), **content.sheets}.items():
         if len(frame) > _ROWS:
             notes.append((name, f"{len(frame) - _ROWS} of {len(frame)} rows did not fit into the sheet"))
         shown = clean_frame(frame.head(_ROWS), content.masked)
@@ -55,6 +52,9 @@ def xlsx(content: Content) -> bytes:
 def _sheet(book: Any, name: str, frame: pd.DataFrame, styles: dict[str, Any]) -> Any:
     sheet = book.add_worksheet(name)
     sheet.freeze_panes(1, 0)
+    sheet.set_landscape()
+    sheet.fit_to_pages(1, 0)
+    sheet.repeat_rows(0)
     columns = []
     for i, column in enumerate(frame.columns):
         values, kind = frame[column], "text"
@@ -67,7 +67,7 @@ def _sheet(book: Any, name: str, frame: pd.DataFrame, styles: dict[str, Any]) ->
         sheet.set_column(i, i, {"share": 9, "time": 19}.get(kind, min(max(widest, len(column), 8) + 2, 60)))
         columns.append((cells, styles[kind], kind))
     for i, column in enumerate(frame.columns):
-        sheet.write_string(0, i, column.replace("_", " "), styles["head"])
+        sheet.write_string(0, i, words()["column"].get(column, column.replace("_", " ")), styles["head"])
     for row in range(len(frame)):  # row by row: memory stays small
         for i, (cells, style, kind) in enumerate(columns):
             cell = cells[row]
