@@ -157,7 +157,8 @@ def _notebooks(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     from deliverkit.serve import serve
 
-    serve(args.paths, args.sends, host=args.host, port=args.port, browser=args.browser)
+    asked = {name: getattr(args, name) for name in ("host", "port", "browser", "show_recipients")}
+    serve(args.paths, args.sends, **asked)
     return 0
 
 
@@ -240,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sends", metavar="FILE", help="CSV send list: message_id or recipient, client, campaign")
     add("--host", default="127.0.0.1", help="where to listen; there is no login")
     add("--port", type=int, default=0, help="default: one that is free")
+    add("--show-recipients", action="store_true", help="do not mask the recipients")
     add("--no-browser", dest="browser", action="store_false", help="do not open a browser")
     return main
 

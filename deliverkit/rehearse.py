@@ -46,9 +46,9 @@ def rehearse(server: str, port: int = 587, *, security: str | None = None, user:
     `stage` is dns, connect, banner, ehlo, starttls, tls, ehlo_tls, login, mail, rcpt, data, quit; where `security` is
     "implicit" (by default on 465 and its like, else "starttls") tls comes first. After a step that failed there is only
     quit. `attempted` is True where the submission ended, so that it counts as one attempt. There is no login and no
-    mail without TLS, and no message without `to`: one address of your own; `sender` is by default `user`. A login takes
-    `user` and `password`, or an OAuth `token`; `mechanism` is by default the first of XOAUTH2, PLAIN and LOGIN that
-    fits and is offered. With a login or `trust` the certificate must hold for `server`; `trust` is a PEM file, or its
+    mail without TLS, and no message without `to`: one address of your own; `sender` is by default `user` or else `to`.
+    A login takes `user` and `password` or an OAuth `token`; `mechanism` is by default the first of XOAUTH2, PLAIN and
+    LOGIN that is offered. With a login or `trust` the certificate must hold for `server`; `trust` is a PEM file, or its
     text, trusted beside this machine's CAs: an own CA, a self-signed certificate, `dk.Lab().certificate`. Nothing turns
     that off. Password and token are in no row and no error: where the server repeats one, `text` has [credential].
     The rest is as in `dk.probe`. Raises TargetError for what must not be run.
@@ -66,13 +66,14 @@ def rehearse(server: str, port: int = 587, *, security: str | None = None, user:
     jobs, limits = jobs_of(server, port, routes_of(connect_to)), limits_of(timeout)
     if len(jobs) != 1 or security not in ("implicit", "starttls", None) or not re.fullmatch("[!-~]*", ehlo_name or ""):
         raise TargetError("it takes one port, security 'implicit', 'starttls' or None, and one word as ehlo_name")
-    sender = sender or (user if user and _ADDRESS.fullmatch(user) else None)
-    for name, address in {"to": to, "sender": sender or (to and "nothing")}.items():
+    sender = sender or (user if user and _ADDRESS.fullmatch(user) else to)
+    for name, address in {"to": to, "sender": sender}.items():
         if address is not None and not _ADDRESS.fullmatch(address):
             raise TargetError(f"{name} should be one address in ASCII, such as me@example.com, not {address!r}")
-    session = _Session(jobs[0], limits, _answers(user, password, token, mechanism), [password, token])
+    mode = security or ("implicit" if jobs[0].port in IMPLICIT else "starttls")
+    session = _Session(jobs[0], limits, mode, _answers(user, password, token, mechanism), [password, token])
     del password, token  # a traceback that shows locals has nothing to show
-    context, mode = _context(trust, user), security or ("implicit" if jobs[0].port in IMPLICIT else "starttls")
+    context = _context(trust, user)
     try:
         with suppress(_Ended):
             session.open(context, mode == "implicit", ehlo_name, resolver)
@@ -104,6 +105,8 @@ def _context(trust: str | Path | None, user: str | None) -> ssl.SSLContext:
 
 def _answers(user: str | None, password: str | None, token: str | None, mechanism: str | None) -> dict[str, list[str]]:
     """Mechanism, the best first -> what to say; the empty line of XOAUTH2 asks for the verdict after an error."""
+    if mechanism and mechanism.upper() not in ("XOAUTH2", "PLAIN", "LOGIN"):
+        raise TargetError(f"mechanism should be XOAUTH2, PLAIN or LOGIN, not {mechanism!r}")
     made = {"XOAUTH2": [f"user={user}\1auth=Bearer {token}\1\1", ""]} if token else {}
     made |= {"PLAIN": [f"\0{user}\0{password}"] * 2, "LOGIN": [f"{user}", password]} if password else {}
     made = {name: said for name, said in made.items() if name == (mechanism or name).upper()}
@@ -125,9 +128,11 @@ class _Session(smtplib.SMTP):
 
     sock: Any  # plain, then in TLS
 
-    def __init__(self, job: Job, limits: dict[str, float], answers: dict[str, list[str]], secrets: list[Any]) -> None:
+    def __init__(self, job: Job, limits: dict[str, float], mode: str, answers: dict[str, list[str]],
+                 secrets: list[Any]) -> None:  # fmt: skip
         super().__init__(local_hostname="set once connected")
         self.job, self.limits, self.answers, self.rows = job, limits, answers, list[dict[str, Any]]()
+        self.mode = mode
         known_address = {"address": job.dial} if is_ip(job.dial) else {}
         self.about: dict[str, Any] = {"host": job.host, "port": job.port, **known_address}
         self.due, self.ends, self.rest, self.heard = 0.0, monotonic() + limits["total"], b"", b""
@@ -199,7 +204,11 @@ class _Session(smtplib.SMTP):
         self.close()
         stage, late = self.row["stage"], "conversation timed out" if word == "timeout" else "lost connection"
         broken = f"Cannot start TLS: {word.replace('_', ' ')}" if stage == "tls" or word[:4] == "tls_" else None
-        return _Ended({"failure": word, "text": text or broken or f"{late} while waiting in {stage}", **columns})
+        said = text or broken or f"{late} while waiting in {stage}"
+        wrong = {("banner", "starttls"): "implicit", ("tls", "implicit"): "starttls"}.get((stage, self.mode))
+        if wrong and (self.job.port in IMPLICIT) == (wrong == "implicit"):
+            said += f"; port {self.job.port} usually wants security='{wrong}'"
+        return _Ended({"failure": word, "text": said, **columns})
 
     def wire(self, act: Callable[..., Any], *args: Any) -> Any:
         """One call on the socket within the deadline of the step."""

@@ -28,6 +28,7 @@ from tornado.web import HTTPError, StaticFileHandler
 from voila.app import Voila  # type: ignore[import-untyped]
 
 from deliverkit.errors import TargetError
+from deliverkit.report.masking import pseudonymous
 from deliverkit.samples import DATA, opened, shipped
 from deliverkit.schema import PROBES
 
@@ -58,11 +59,12 @@ class _Pages(Voila):  # type: ignore[misc]
 
 
 def serve(paths: Sequence[str] = (), sends: str | None = None, *, host: str = "127.0.0.1", port: int = 0,
-          browser: bool = True) -> None:  # fmt: skip
+          browser: bool = True, show_recipients: bool = False) -> None:  # fmt: skip
     """Serve the notebooks as pages until interrupted, on what `paths` hold or on the sample campaign.
 
-    `sends` is a send list for `label`, as CSV; port 0 takes a free one. Raises FormatError or SchemaError if the data
-    cannot be read, TargetError if nothing can listen at host and port, each before a kernel is started.
+    `sends` is a send list for `label`, as CSV; port 0 takes a free one; recipients are masked unless told otherwise.
+    Raises FormatError or SchemaError if the data cannot be read, TargetError if nothing can listen at host and port,
+    each before a kernel is started. A page and its kernel take about 200 MB.
     """
     if not 0 <= port < 65536:  # bind_sockets would take another one
         raise TargetError(f"a port is a number up to 65535, not {port}")
@@ -75,7 +77,9 @@ def serve(paths: Sequence[str] = (), sends: str | None = None, *, host: str = "1
     with TemporaryDirectory(prefix="deliverkit-", ignore_cleanup_errors=True) as name:
         folder, shown = Path(name), "the sample campaign"
         if paths:
-            PROBES.build(opened(paths, sends)).to_parquet(folder / "data.parquet", index=False)
+            data = PROBES.build(opened(paths, sends))
+            data = data if show_recipients else pseudonymous(data)
+            data.to_parquet(folder / "data.parquet", index=False)
             os.environ[DATA] = str(folder / "data.parquet")
             shown = ", ".join(Path(path).resolve().name for path in paths)[:200]
         shutil.copytree(_OURS / "ipython", folder / "ipython")

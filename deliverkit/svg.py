@@ -115,7 +115,7 @@ def steps(funnel: pd.DataFrame, *, title: str) -> str:
         for x, row in enumerate(rows.to_dict("records")):
             asked = (row["reached"] and row["step"] not in ("relay", "inbox")) or row["passed"]
             words = f"{row['passed']} of {row['reached']}" if asked else "–"
-            shade = 0.12 + 0.5 * float(row["share"]) if asked else 0
+            shade = 0.2 + 0.45 * float(row["share"]) if asked else 0
             said.append(f"port {port}, {row['step']}: {words}")
             parts.append(
                 f'<rect x="{58 + 60 * x}" y="{top}" width="56" height="24" fill="{paint}" fill-opacity="{shade:.2f}" '

@@ -19,7 +19,7 @@
 # An answer looks like this: *of 8 servers of 8 operators none answers on 25 and all answer on 587, so my network shuts
 # 25, with a probability above 99 %.* One silent server alone proves nothing.
 
-# %% [markdown]
+# %% [markdown] tags=["python"]
 # Figures are drawn as SVG, so that a changed chart can be told from the same one; sentences in tables are shown whole.
 
 # %%
@@ -57,10 +57,10 @@ funnel.loc[funnel["reached"] > 0, ["port", "step", "reached", "passed", "share"]
 explore = dk.explore_probes(probes, hosts=lab.hosts, connect_to=lab.connect_to, vantage="lab", timeout=3, pace=None)
 explore
 
-# %% [markdown]
+# %% [markdown] tags=["python"]
 # The widget can be driven from Python as well; what it shows is text.
 
-# %%
+# %% tags=["python"]
 explore.port.value = "25"
 print(explore.view.value.count(">tcp_timeout<"), "servers silent on port", explore.port.value)
 explore.port.value = ""
@@ -72,7 +72,7 @@ explore.port.value = ""
 dk.egress(probes)[["port", "verdict", "confidence", "why"]].round(3)
 
 # %% [markdown]
-# The data at hand, for comparison: the sample sweep from three networks.
+# The sweep at hand, for comparison. (Shipped with deliverkit: three networks; your own with `dk.read("path")`.)
 
 # %%
 here = dk.sample("probes")

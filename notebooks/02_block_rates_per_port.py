@@ -19,7 +19,7 @@
 # An answer looks like this: *from the office 8 of 8 servers are silent on 25, so between 68 % and 100 % of attempts
 # on 25 are lost there; 587 is open.* A rate never stands without its count and its 95 % interval.
 
-# %% [markdown]
+# %% [markdown] tags=["python"]
 # Figures are drawn as SVG, so that a changed chart can be told from the same one; sentences in tables are shown whole.
 
 # %%
@@ -68,10 +68,10 @@ for ax, (network, rows) in zip(axes, probes.groupby("vantage"), strict=True):
 explore = dk.explore_rates(dk.sample())
 explore
 
-# %% [markdown]
+# %% [markdown] tags=["python"]
 # The widget can be driven from Python as well; what it shows is text.
 
-# %%
+# %% tags=["python"]
 explore.grouping.value = "vantage"
 explore.split.value = "client"
 explore.port.value = 587

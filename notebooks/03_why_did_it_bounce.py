@@ -20,7 +20,7 @@
 # fault; 19 are the list's, 13 the sender's reputation, 13 the content's, and no port cures those.* A bounce is a
 # refusal; what was given up without one is counted beside it.
 
-# %% [markdown]
+# %% [markdown] tags=["python"]
 # Figures are drawn as SVG, so that a changed chart can be told from the same one; sentences in tables are shown whole.
 
 # %%
@@ -34,8 +34,8 @@ pd.set_option("display.max_colwidth", None)
 plt.rcParams.update({"svg.hashsalt": "deliverkit", "svg.fonttype": "none", "figure.figsize": (8, 3.6)})
 
 # %% [markdown]
-# The mail at hand: Postfix logs, bounce messages and provider exports of one campaign, one row per attempt. Your own
-# files read the same way: `dk.read("path")`, and `dk.label(mail, sends)` adds client and campaign from a send list.
+# The mail at hand, one row per attempt. (Shipped with deliverkit: logs, bounce messages and provider exports of one
+# campaign. Your own opens with `dk.read("path")`; `dk.label(mail, sends)` adds client and campaign from a send list.)
 
 # %%
 mail = dk.sample("mail")
@@ -63,21 +63,20 @@ _ = dk.plot_bounce_reasons(mail, ax=ax)
 explore = dk.explore_bounces(mail)
 explore
 
-# %% [markdown]
+# %% [markdown] tags=["python"]
 # The widget can be driven from Python as well; what it shows is text.
 
-# %%
+# %% tags=["python"]
 explore.grouping.value = "fault"
 explore.row.value = explore.row.options[1][1]
 print(explore.row.label)
 print(explore.view.value.count("<tr>") - 1, "kinds of fault")
 
-# %% [markdown]
+# %% [markdown] tags=["python"]
 # Every row names the rule that judged it, and every rule can be looked up.
 
-# %%
-rules = mail.loc[mail["outcome"] == "failed", "rule"].value_counts()
-pd.Series(dk.explain(rules.index[0])).rename("what stands behind it").to_frame()
+# %% tags=["python"]
+pd.Series(dk.explain("text:user-3")).rename("what stands behind it").to_frame()
 
 # %% [markdown]
 # Over time: attempts that were turned away, a line per port. A port problem begins at an hour; a bad list does not.
@@ -87,7 +86,8 @@ figure, ax = plt.subplots(layout="constrained")
 _ = dk.plot_timeline(mail, by="hour", ax=ax)
 
 # %% [markdown]
-# Where attempts ended. Lost at connect, rules or encryption: it never left. Refused at relay or inbox: it bounced.
+# Where attempts ended. Lost at connect, rules or encryption, an attempt never reached the message; at relay and inbox
+# it was refused or put off. *Inbox* is passed when the server took the message: where it was filed nobody here sees.
 
 # %%
 funnel = dk.funnel(mail, by=None)

@@ -20,7 +20,8 @@
 # SMTP, then the detail. As a web page, a PDF or a workbook.
 
 # %% [markdown]
-# The data at hand: a sweep and a campaign of two clients. Your own: `dk.read(["logs/", "bounces.mbox", "probes.csv"])`.
+# The data at hand. (Shipped with deliverkit: a sweep and a campaign of two clients. Your own:
+# `dk.read(["logs/", "bounces.mbox", "probes.csv"])`.)
 
 # %%
 import pandas as pd
@@ -31,45 +32,53 @@ data = dk.sample()
 data.groupby("origin").size().rename("rows").reset_index()
 
 # %% [markdown]
-# The three figures that matter, as frames: what was turned away, what bounced of what had an answer, and for whom.
+# The figures that matter, as a frame: what was accepted, what was refused of that which had an answer, what never left,
+# and how many attempts at the ports were turned away.
 
 # %%
-dk.block_rates(data, by="vantage")
+report = dk.report(data, date="2026-11-25")
+report.frames["summary"].round(3)
 
 # %% [markdown]
 # Per client, so that nobody's problem hides in an average.
 
 # %%
-dk.bounce_rates(data, by="client").round(3)
+report.frames["per client"][["client", "messages", "sent", "bounced", "expired", "open", "never_left"]]
+
+# %% [markdown]
+# And what the probes say of the ports, network by network: the chart of the report.
+
+# %%
+dk.block_rates(dk.sample("probes"), by=["vantage", "port"])
 
 # %% [markdown]
 # Build it: for one client or all, against the period before if you have it. Recipients are masked unless you say
 # otherwise. The link below the button holds the whole file; nothing is written to a disk.
 
 # %%
-builder = dk.report_builder(data, provider="SendGrid", sending="application")
+builder = dk.report_builder(data)
 builder
 
-# %% [markdown]
+# %% [markdown] tags=["python"]
 # The builder can be driven from Python as well.
 
-# %%
+# %% tags=["python"]
 builder.make.click()
 print(builder.report.html.count("<section"), "sections; a link to download it:", "Download" in builder.view.value)
 
-# %% [markdown]
+# %% [markdown] tags=["python"]
 # For an agency: one report per client from one frame, with nothing of one client in another's.
+# `each.save("report.pdf")` writes them all.
 
-# %%
-each = dk.reports(data, provider="SendGrid", date="2026-11-25")
+# %% tags=["python"]
+each = dk.reports(data, date="2026-11-25")
 pd.DataFrame({"client": [*each], "kB of HTML": [round(len(r.html) / 1000) for r in each.values()]})
 
 # %% [markdown]
-# Saved like this; the ending decides: `dk.report(data).save("report.html")`, `.pdf` or `.xlsx`. From a shell:
+# The report. It is saved as what its ending says: `report.save("report.html")`, `.pdf` or `.xlsx`; from a shell
 # `deliverkit report logs/ bounces.mbox -o report.pdf`.
 
 # %%
-report = dk.report(data, provider="SendGrid", date="2026-11-25")
 report
 
 # %% [markdown]

@@ -25,10 +25,18 @@ from urllib.request import urlopen
 
 import pytest
 
+import deliverkit as dk
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MARKER = "s3cret-marker-7f"
-TEXTS = {"dk-password": MARKER, "dk-before": "2026-03-02", "dk-user": "tester"}  # all other fields: an address of ours
+MIDDLE = f"{dk.sample()['time'].median():%Y-%m-%d %H:%M:%S}"
+TEXTS = {
+    "dk-password": MARKER,
+    "dk-before": MIDDLE,
+    "dk-user": "tester",
+    "dk-to": "me@example.com",
+}  # all other fields: an address of ours
 MOST = 80  # operations on one notebook
 SETTINGS = {  # of JupyterLab: no news, no dialogs, all cells in the page, widgets saved with the notebook
     "@jupyterlab/apputils-extension/notification": {

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import deliverkit as dk
+from deliverkit.errors import FactsError
 from deliverkit.rules import choose_port
 
 ASKED = ("sending", "provider", "network", "vantage", "tried_25", "tried_465", "tried_587", "tried_2525", "security")
@@ -86,6 +87,31 @@ def test_what_was_measured_fills_in_the_answers_and_counts() -> None:
     assert (box.tried_587.value, box.tried_2525.value) == ("blocked", "open")
 
 
+def test_of_several_networks_none_is_taken_for_the_reader_s_own() -> None:
+    probes = dk.sample("probes")
+    box = ended(evidence=probes, provider="SendGrid")
+    assert box.vantage.value == "" and box.advice.port == 587 and set(box.advice.ranked["measured"]) == {"unknown"}
+    one = ended(evidence=probes[probes["vantage"] == "cloud"], provider="SendGrid")
+    assert one.vantage.value == "cloud" and one.tried_587.value == "blocked" and one.advice.port == 2525
+    assert "Measured from: cloud" in one.view.value
+    for port in dk.PORTS:
+        getattr(one, f"tried_{port}").value = ""  # not tried: the evidence of that port goes
+    assert one.advice.port == 587 and set(one.advice.ranked["measured"]) == {"unknown"}
+
+
+def test_a_provider_that_is_not_listed_has_its_server_in_the_settings() -> None:
+    box = ended()
+    box.server.value = "smtp.own.example"
+    assert "smtp.own.example" in box.view.value.partition("Settings to type in")[2]
+
+
+def test_words_that_are_not_offered_are_refused() -> None:
+    with pytest.raises(FactsError, match="Provider 'nobody' is not known"):
+        dk.port_wizard(provider="nobody")
+    with pytest.raises(TypeError, match="does not know 'foo'"):
+        dk.port_wizard(foo=1)
+
+
 def test_what_the_person_says_of_a_port_counts_instead() -> None:
     box = ended(provider="SendGrid")
     assert box.advice.port == 587
@@ -97,7 +123,7 @@ def test_what_the_person_says_of_a_port_counts_instead() -> None:
 
 
 def test_every_question_shows_rule_source_measurement_and_other_opinions() -> None:
-    box = dk.port_wizard(dk.sample("probes"), provider="Amazon SES", network="Hetzner Cloud")
+    box = dk.port_wizard(dk.sample("probes"), provider="Amazon SES", network="Hetzner Cloud", vantage="office")
     pages = []
     for _ in range(4):
         pages.append(box.view.value)
@@ -128,12 +154,22 @@ def test_a_rehearsal_runs_and_its_password_is_nowhere() -> None:
         box.thread.join()
     steps = box.rehearsal
     assert steps["stage"].tolist()[-5:] == ["login", "mail", "rcpt", "data", "quit"]
-    assert set(steps["outcome"]) == {"passed"} and "login" in box.steps.value
+    assert set(steps["outcome"]) == {"passed"} and "the test message was taken" in box.steps.value
     state = json.dumps(w.Widget.get_manager_state(), default=str)
     assert MARK not in state + steps.to_csv() + repr(box) + box.steps.value + box.view.value
     box.test.click()  # it was kept for one rehearsal only
     box.thread.join()
     assert 'role="alert"' in box.steps.value
+
+
+def test_a_rehearsal_that_stops_says_where_and_that_no_password_went_out() -> None:
+    with dk.Lab() as lab:
+        box = ended(server=lab.hosts[0], connect_to=lab.connect_to, timeout=5)  # its certificate is not trusted
+        box.user.value, box.password.value = "me@example.com", MARK
+        box.test.click()
+        box.thread.join()
+    assert f"Stopped at tls of {lab.hosts[0]}, port 587" in box.steps.value and "self-signed" in box.steps.value
+    assert "No password was sent" in box.steps.value
 
 
 def test_a_rehearsal_that_cannot_run_is_a_sentence() -> None:

@@ -52,9 +52,11 @@ def explore_bounces(attempts: pd.DataFrame | None = None) -> Any:
 
     def show(_: Any = None) -> None:
         fill(place, draw)
-        places = find()[:ROWS]
+        found = find()
+        places = found[:ROWS]
         labels = [_label(told) for told in failed.iloc[places].to_dict("records")]
-        row.options = [("none", -1), *zip(labels, places.tolist(), strict=True)]
+        listed = f"choose one of {len(found)}" + (f", {len(places)} are listed" if len(found) > len(places) else "")
+        row.options = [(listed, -1), *zip(labels, places.tolist(), strict=True)]
 
     def draw() -> str:
         some = sums.iloc[count()]

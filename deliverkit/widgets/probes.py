@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from threading import Event, Thread
-from time import monotonic
 from typing import Any
 
 import ipywidgets as w
@@ -77,20 +76,21 @@ def explore_probes(probes: pd.DataFrame | None = None, hosts: Iterable[str] | No
         show()
 
     def run(earlier: pd.DataFrame | None) -> None:
-        shown = monotonic()
-
         def progress(done: int, total: int) -> None:
-            nonlocal shown
-            if monotonic() - shown > 0.1 or done == total:
-                bar.max, bar.value, shown = total, done, monotonic()
+            if done % (total // 200 + 1) == 0 or done == total:  # a message each for few ports, 200 for many
+                bar.max, bar.value = total, done
+                note.value = f'<p role="status">Probing: {done} of {total} ports done</p>'
 
         try:
-            names = [name for name in field.value.replace(",", " ").split() if name]
-            if not names:
+            names: Any = [name for name in field.value.replace(",", " ").split() if name]
+            if earlier is not None:  # what was begun goes on, whatever stands in the field by now
+                names = earlier[["host", "port", "operator"]]
+            elif not names:
                 raise TargetError("type at least one host")
             given = {"ports": PORTS, **asked, "stop": state["stop"], "resume": earlier, "progress": progress}
             take(probe(names, **given))
             left = int(state["frame"]["verdict"].eq("cancelled").sum())
+            bar.value = bar.max - left
             note.value = (
                 f'<p role="status">{f"Stopped: {left} ports are left; Resume goes on." if left else "Done."}</p>'
             )

@@ -6,6 +6,7 @@ import tomllib
 from functools import cache
 from html import escape
 from importlib.resources import files
+from inspect import signature
 from threading import Thread
 from typing import Any
 
@@ -22,7 +23,8 @@ from deliverkit.widgets.parts import box, choice, control, fill, page_of, preset
 
 _WORDS = tomllib.loads((files("deliverkit") / "templates/wizard.toml").read_text("utf-8"))
 _PAGES: list[dict[str, Any]] = _WORDS["page"]
-_STEPS = {"stage": "step", "outcome": "outcome", "took_s": "seconds", "reply_code": "code", "text": "what was said"}
+_SAID = {"open": (1, 0, 0), "blocked": (1, 1, 0), "mixed": (2, 1, 0), "no_tls": (1, 0, 1)}  # attempts, blocked, no TLS
+_STEPS = {"stage": "step", "outcome": "outcome", "took": "took", "reply_code": "code", "text": "what was said"}
 
 
 def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
@@ -41,20 +43,25 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
     more: dict[str, Any] = {
         "provider": sorted(facts.table("esp_ports")["provider"].unique()),
         "network": sorted(facts.table("network_policies")["operator"].unique()),
-        "vantage": networks or [("nothing measured" if evidence is None else "all networks", "")],
+        "vantage": networks
+        if len(networks) == 1
+        else [("none of these" if networks else "nothing measured", ""), *networks],
         "software": [(row["name"], id) for id, row in SOFTWARE.items()],
     }
     ask = {name: choice(name.replace("_", "-"), about["label"], [*map(tuple, about["options"]), *more.get(name, ())])
            for name, about in _WORDS["ask"].items()}  # fmt: skip
     login = {
-        "server": control(w.Text, "server", "Server", placeholder="mail.example.com"),
+        "server": control(w.Text, "server", "Server", placeholder="mail.example.com", continuous_update=False),
         "user": control(w.Text, "user", "User name", continuous_update=False),
-        "password": control(w.Password, "password", "Password", continuous_update=False),
+        "kind": choice("kind", "Log in with", [("a password", "password"), ("an OAuth token", "token")]),
+        "password": control(w.Password, "password", "Password or token", continuous_update=False),
         "to": control(w.Text, "to", "Test message to", placeholder="your own address; empty: only log in"),
     }
     for name, known in {**ask, **login}.items():
         if name in answers:
             preset(known, answers.pop(name))
+    if wrong := set(answers) - {"page", *signature(rehearse).parameters}:
+        raise TypeError(f"port_wizard does not know {sorted(wrong)[0]!r}")
     head, rule, steps = w.HTML(), view(), view()
     back, go = control(w.Button, "back", "Back"), control(w.Button, "next", "Next")
     test = control(w.Button, "try", "Rehearse")
@@ -69,7 +76,7 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
     @cache
     def counted(vantage: str, provider: str) -> pd.DataFrame:
         """What was measured from a network, counted once: a click must not count a million rows again."""
-        if evidence is None:
+        if evidence is None or (networks and not vantage):
             return counts_of(ATTEMPTS.empty())
         return counts_of(evidence[evidence["vantage"].eq(vantage).fillna(False)] if vantage else evidence, provider)
 
@@ -77,8 +84,8 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
         """The same with what the person says of a port in its place."""
         counts = counted(ask["vantage"].value, ask["provider"].value)
         told = {port: ask[f"tried_{port}"].value for port in PORTS}
-        told = {port: word for port, word in told.items() if word and word != counts["measured"].get(port)}
-        lines = {port: (1, int(word == "blocked"), 0) for port, word in told.items()}
+        told = {port: word for port, word in told.items() if word != counts["measured"].get(port, "")}
+        lines = {port: _SAID[word] for port, word in told.items() if word}
         names = ["attempts", "blocked", "no_tls"]
         said = pd.DataFrame.from_dict(lines, orient="index", columns=names)
         both = pd.concat([counts[names].drop(list(told), errors="ignore"), said])
@@ -88,7 +95,7 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
         """Set what was measured; what the person said of another network would be wrong here."""
         words = counted(ask["vantage"].value, ask["provider"].value)["measured"]
         for port in PORTS if evidence is not None else ():
-            ask[f"tried_{port}"].value = words[port] if words.get(port) in ("open", "blocked") else ""
+            ask[f"tried_{port}"].value = words.get(port, "")
 
     def show(_: Any = None) -> None:
         page, end = _PAGES[made.page], made.page == len(_PAGES) - 1
@@ -126,7 +133,8 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
         test.disabled = said.port is None or relay
         if login["server"].value in ("", offered):
             login["server"].value = offered = said.host or ""
-        found: dict[str, Any] = {"advice": said, "facts": "", "host": said.host or "mail.example.com"}
+        place = said.host or login["server"].value.strip() or "mail.example.com"
+        found: dict[str, Any] = {"advice": said, "facts": "", "host": place, "measured_from": ask["vantage"].value}
         if said.port is None:
             return found
         way = {"host": found["host"], "port": said.port, "security": str(said.security)}
@@ -141,9 +149,11 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
     def run(password: str | None) -> None:
         def steps_of() -> str:
             words: dict[str, Any] = {name: login[name].value.strip() or None for name in ("user", "to")}
-            asked = {"security": made.advice.security, "password": password, **words, **answers}
-            made.rehearsal = rehearse(login["server"].value.strip(), made.advice.port, **asked)
-            return table(made.rehearsal, "The steps of one submission", _STEPS)
+            secret_as = "token" if login["kind"].value == "token" else "password"
+            asked = {"security": made.advice.security, secret_as: password, **words, **answers}
+            made.rehearsal = done = rehearse(login["server"].value.strip(), made.advice.port, **asked)
+            took = done["took_s"].map(lambda s: "below 1 ms" if s < 0.001 else f"{1000 * s:.0f} ms")
+            return _verdict(done) + table(done.assign(took=took), "The steps of one submission", _STEPS)
 
         fill(steps, steps_of)
         test.disabled = False
@@ -163,8 +173,21 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
     test.on_click(begin)
     login["password"].observe(keep, "value")
     ask["vantage"].observe(prefill, "value")
-    for known in ask.values():
+    for known in [*ask.values(), login["server"]]:
         known.observe(show, "value")
     prefill()
     show()
     return made
+
+
+def _verdict(steps: pd.DataFrame) -> str:
+    """What the rehearsal came to, in a sentence, and whether the password went out."""
+    end = steps[steps["attempted"].fillna(False)].iloc[-1]
+    where = f"{end['host']}, port {end['port']}"
+    if end["outcome"] == "passed":
+        took = {"data": "the test message was taken", "login": "the login was accepted"}
+        said = f"It works at {where}: {took.get(end['stage'], 'the session is encrypted; no login was tried')}."
+    else:
+        said = f"Stopped at {end['stage'].replace('_', ' ')} of {where}: {svg.text(end['text'])}."
+    kept = "" if "login" in set(steps["stage"]) else " No password was sent."
+    return f'<p role="status"><strong>{escape(said)}</strong>{kept}</p>'
