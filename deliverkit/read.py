@@ -66,7 +66,7 @@ def _reader(part: Part) -> Any:
         return known_format(part) and read_log
     except FormatError:
         esp = ", ".join(dict.fromkeys(table["name"] for table in facts.tables("esp_exports")["provider"]))
-        known = f"bounce mail, logs ({', '.join(formats())}), exports ({esp}), frames of deliverkit"
+        known = f"bounce mail, logs ({', '.join(formats())}), exports ({esp}), frames of deliverkit (docs/frames.md)"
         raise FormatError(part.name, f"cannot tell what this is: {first[:60]!a}; known: {known}") from None
 
 

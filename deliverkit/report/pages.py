@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.resources import files
 from typing import Any
+from warnings import warn
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deliverkit.errors import DeliverkitError
@@ -27,13 +31,27 @@ def html(content: Content) -> str:
 
 
 def pdf(content: Content) -> bytes:
-    """The same as PDF/UA-1. Data go in as JSON, never as markup; only fonts that typst brings along are used."""
-    typst = needed("typst")
-    document = json.dumps(_printable(content.document))
+    """The same as PDF/UA-1. Data go in as JSON, never as markup; the fonts are those that typst brings along.
+
+    Letters that these lack are looked for among the fonts of this machine; where it has none either, as PDF/UA allows
+    no empty boxes, they are shown by their numbers, and a warning says so.
+    """
+    document = _shown(content.document, lambda text: text)
+    if not _UNKNOWN.search(json.dumps(document, ensure_ascii=False)):
+        return _compiled(document, content.made)
+    with suppress(needed("typst").TypstError):
+        return _compiled(document, content.made, system_fonts=True)
+    warn("the PDF shows some letters by their numbers: no font here has them (Noto Sans CJK may)", stacklevel=3)
+    numbers = _shown(document, lambda text: _UNKNOWN.sub(lambda found: f"[U+{ord(found[0]):04X}]", text))
+    return _compiled(numbers, content.made)
+
+
+def _compiled(document: dict[str, Any], made: pd.Timestamp, *, system_fonts: bool = False) -> bytes:
     source = (files("deliverkit") / "templates/report.typ").read_bytes()
-    made: bytes = typst.compile(source, format="pdf", sys_inputs={"document": document}, ignore_system_fonts=True,
-                                pdf_standards="ua-1", timestamp=int(content.made.timestamp()))  # fmt: skip
-    return made
+    data = {"document": json.dumps(document)}
+    done: bytes = needed("typst").compile(source, format="pdf", sys_inputs=data, ignore_system_fonts=not system_fonts,
+                                          pdf_standards="ua-1", timestamp=int(made.timestamp()))  # fmt: skip
+    return done
 
 
 def needed(name: str) -> Any:
@@ -45,11 +63,10 @@ def needed(name: str) -> Any:
         raise DeliverkitError(problem) from None
 
 
-def _printable(value: Any) -> Any:
+def _shown(value: Any, each: Callable[[str], str]) -> Any:
+    """The document without its SVG, every text in it composed (NFC) and passed through `each`."""
     if isinstance(value, dict):
-        return {name: _printable(inner) for name, inner in value.items() if name != "svg"}
+        return {name: _shown(inner, each) for name, inner in value.items() if name != "svg"}
     if isinstance(value, list):
-        return [_printable(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    return _UNKNOWN.sub(lambda found: f"[U+{ord(found[0]):04X}]", unicodedata.normalize("NFC", value))
+        return [_shown(inner, each) for inner in value]
+    return each(unicodedata.normalize("NFC", value)) if isinstance(value, str) else value
