@@ -99,12 +99,7 @@ class Lab:
         self._selector.close()
         self._sockets, self._threads, self._greyed, self.connect_to = set(), [], set(), {}
 
-    def start(self) -> Self:
-        """Begin without a `with` block: for notebooks, where a lab lives on from cell to cell, until `stop`."""
-        return self.__enter__()
-
-    def stop(self) -> None:
-        self.__exit__()
+    start, stop = __enter__, __exit__  # for notebooks, where a lab lives on from cell to cell
 
     def _start(self, job: Any, *args: Any) -> None:
         self._threads = [*filter(Thread.is_alive, self._threads), thread := Thread(target=job, args=args, daemon=True)]

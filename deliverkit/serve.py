@@ -20,7 +20,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from jinja2 import Environment, PackageLoader
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
@@ -29,6 +28,7 @@ from voila.app import Voila  # type: ignore[import-untyped]
 
 from deliverkit.errors import TargetError
 from deliverkit.report.masking import pseudonymous
+from deliverkit.report.pages import page_of
 from deliverkit.samples import DATA, opened, shipped
 from deliverkit.schema import PROBES
 
@@ -86,8 +86,7 @@ def serve(paths: Sequence[str] = (), sends: str | None = None, *, host: str = "1
         os.environ["IPYTHONDIR"] = str(folder / "ipython")  # not the user's own start-up code and history
         shutil.copytree(shipped("notebooks"), folder / "notebooks", ignore=shutil.ignore_patterns(".*", "*.py", "__*"))
         pages = [_titled(path) for path in sorted((folder / "notebooks").glob("*.ipynb"))]
-        page = Environment(loader=PackageLoader("deliverkit"), autoescape=True).get_template("voila/start.html")
-        (folder / "index.html").write_text(page.render(pages=pages, shown=shown), encoding="utf-8")
+        (folder / "index.html").write_text(page_of("voila/start.html", pages=pages, shown=shown), encoding="utf-8")
         app = _Pages(root_dir=str(folder / "notebooks"), ip=host, port=sockets[0].getsockname()[1])
         app.sockets, app.open_browser, app.config_file_paths = sockets, browser, [str(_OURS)]
         app.config.VoilaConfiguration.resources = {"shown": shown}

@@ -15,7 +15,7 @@ import pandas as pd
 from deliverkit.errors import FormatError, SchemaError
 from deliverkit.report.content import Content, content
 from deliverkit.report.masking import clean_frame, mask
-from deliverkit.report.pages import html, pdf
+from deliverkit.report.pages import page_of, pdf
 from deliverkit.report.sheets import xlsx
 from deliverkit.schema import ATTEMPTS
 
@@ -98,8 +98,7 @@ def report(attempts: pd.DataFrame, *, client: str | None = None, before: Any = N
     if not now["client"].eq(client).any():
         known = ", ".join(sorted(map(str, now["client"].dropna().unique()))) or "none"
         raise SchemaError(f"attempts: no row names the client {client!r}; there are: {known[:500]}")
-    made = _report(_of(now, "client", client), _of(early, "client", client), client, _unnamed(now, "client"), **asked)
-    return made
+    return _report(_of(now, "client", client), _of(early, "client", client), client, _unnamed(now, "client"), **asked)
 
 
 def reports(attempts: pd.DataFrame, *, by: str = "client", before: Any = None, **asked: Any) -> Reports:
@@ -132,7 +131,7 @@ def _report(now: pd.DataFrame, early: pd.DataFrame | None, client: str = "", unn
             mask_recipients: bool = True, date: Any = None) -> Report:  # fmt: skip
     day = _time("date", date)
     made = content(now, title, sending, policy, provider, early, mask_recipients, day, unnamed, client)
-    return Report(html(made), made)
+    return Report(page_of("report.html", **made.document), made)
 
 
 def _split(attempts: pd.DataFrame, before: Any) -> tuple[pd.DataFrame, pd.DataFrame | None]:
@@ -144,9 +143,7 @@ def _split(attempts: pd.DataFrame, before: Any) -> tuple[pd.DataFrame, pd.DataFr
     early = (times < at).to_numpy(bool)
     if len(early) and (early.all() or not early.any()):
         where = "before" if not early.any() else "from then on"
-        data = (
-            f"the data go from {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d}" if times.notna().any() else "no times"
-        )
+        data = f"the data go from {str(times.min())[:10]} to {str(times.max())[:10]}"
         raise SchemaError(f"report: nothing to compare at {at:%Y-%m-%d}, there are no rows {where}; {data}")
     return attempts[~early], attempts[early]
 

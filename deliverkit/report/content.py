@@ -28,9 +28,8 @@ from deliverkit.schema import ATTEMPTS, OUTCOMES, PROBES, STEPS, Frame, counted
 _DOORS = ["vantage", "host", "port", "attempted", "blocked", "blocked_by", "category", "text", "recipient"]
 _MAILED = {*_DOORS, "time", "origin", "client", "campaign", "outcome", "status_code", "step", "message_id", "queue_id"}
 _MAIL = Frame("attempts", tuple(column for column in ATTEMPTS.columns if column.name in _MAILED))
-_PROBE = Frame(
-    "probes", tuple(c for c in PROBES.columns if c.name in {*_DOORS, "operator", "verdict", "failure", "banner"})
-)
+_PROBED = {*_DOORS, "operator", "verdict", "failure", "banner"}
+_PROBE = Frame("probes", tuple(column for column in PROBES.columns if column.name in _PROBED))
 _TODO = ("invalid_recipient", "mailbox_unavailable", "never_left")  # keys of [todo] in templates/report.toml
 _CURES = {"curable": "yes", "hardly": "indirect", "incurable": "no"}
 _ROWS, _BARS, _NETWORKS, _NAME, _TEXT = 15, 12, 6, 60, 160  # what a reader reads; the workbook has all
@@ -202,10 +201,8 @@ def content(attempts: pd.DataFrame, title: str, sending: str, policy: str, provi
     then = _Period(before) if before is not None and len(before) else None
     if then:
         sheets["comparison"] = _comparison(now, then)
-    shown = [
-        name for name in (*OUTCOMES.names, "never_left", "reason", "todo") if not (masked and name == "message_id")
-    ]
-    sheets["outcomes"] = now.ends[shown]
+    names = [name for name in OUTCOMES.names if not (masked and name == "message_id")]
+    sheets["outcomes"] = now.ends[[*names, "never_left", "reason", "todo"]]
     order = [*dict.fromkeys(words()["todo"].values())]
     todo = now.ends.dropna(subset=["todo"]).sort_values("todo", key=lambda what: what.map(order.index), kind="stable")
     sheets["to do"] = todo[["recipient", "client", "campaign", "reason", "todo"]]
@@ -286,9 +283,7 @@ def _worded(values: dict[str, Any], advice: dict[str, Advice], frames: dict[str,
     for part in filter(holds, words()["section"]):
         shown = [block(b) for b in part["block"] if "table" not in b or len(frames.get(b["table"], ()))]
         sections.append({"heading": part["heading"], "blocks": shown})
-    actions = [
-        {"who": a["who"], "do": said(a["do"]), "why": a["why"], "where": ""} for a in words()["action"] if holds(a)
-    ]
+    actions = [{"where": "", **a, "do": said(a["do"])} for a in words()["action"] if holds(a)]
     return {"tiles": tiles, "todo": _ports(advice) + actions, "sections": sections}
 
 
@@ -326,12 +321,9 @@ def _chart(title: str, rates: pd.DataFrame, keys: list[str]) -> dict[str, Any]:
     for row in shown.to_dict("records"):
         label = ", ".join(f"port {svg.text(row[key])}" if key == "port" else svg.text(row[key]) for key in keys)
         span = f"{svg.text(row['low'], 'low')} to {svg.text(row['high'], 'high')}"
-        bar = {name: row[name] for name in ("rate", "low", "high")} | {
-            "label": label,
-            "colour": svg.colour(row["port"]),
-        }
+        bar = {"label": label, "colour": svg.colour(row["port"]), "hollow": svg.text(row["verdict"]) == "too_few"}
         bar |= {"value": svg.text(row["rate"], "rate"), "count": f"{row['blocked']} of {row['attempts']} ({span})"}
-        bars.append(bar | {"hollow": svg.text(row["verdict"]) == "too_few"})
+        bars.append(bar | {name: row[name] for name in ("rate", "low", "high")})
     said = "; ".join(f"{bar['label']}: {bar['value']}, {bar['count']}" for bar in bars) or "no attempt names a port"
     drawn = Markup(svg.bars(shown, title=title, key=keys))
     return {"title": title, "bars": bars, "said": said, "svg": drawn, "left": len(rates) - len(shown)}

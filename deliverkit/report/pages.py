@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from typing import Any
@@ -23,11 +24,15 @@ _UNKNOWN = re.compile(r"[^\x20-\x7e\xa0-\u024f\u0391-\u03a1\u03a3-\u045f\u1e00-\
                       r"\u20a0-\u20bf\u2190-\u22ff\ufffd]")  # fmt: skip
 
 
-def html(content: Content) -> str:
-    """The page: no request of any kind, everything foreign escaped."""
-    pages = Environment(loader=PackageLoader("deliverkit"), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    return pages.get_template("report.html").render(content.document)
+@cache
+def _pages() -> Environment:
+    return Environment(loader=PackageLoader("deliverkit"), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+
+
+def page_of(name: str, **words: Any) -> str:
+    """A template of deliverkit filled in, with all that is foreign escaped."""
+    return _pages().get_template(name).render(words)
 
 
 def pdf(content: Content) -> bytes:

@@ -34,16 +34,12 @@ def xlsx(content: Content) -> bytes:
         sheet = _sheet(book, name, shown, styles)
         if name == "block rates" and len(frame):
             _chart(book, sheet, shown, content.document["chart"])
-    notes.append(
-        ("cells", "texts longer than 32,767 characters are cut; an apostrophe stands before what could be a formula")
-    )
+    cut = "texts longer than 32,767 characters are cut; an apostrophe stands before what could be a formula"
+    notes.append(("cells", cut))
     for section in content.document["sections"]:
         for block in section["blocks"]:
             notes += [(section["heading"], line) for line in [block.get("text"), *block.get("list", [])] if line]
-            notes += [
-                *block.get("terms", {}).items(),
-                *((link["name"], link["text"]) for link in block.get("links", [])),
-            ]
+            notes += [*block.get("terms", {}).items(), *((at["name"], at["text"]) for at in block.get("links", []))]
     _sheet(book, "method", pd.DataFrame(notes, columns=["what", "text"], dtype="string"), styles)
     book.close()
     return made.getvalue()

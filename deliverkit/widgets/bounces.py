@@ -10,10 +10,11 @@ from deliverkit import facts, svg
 from deliverkit.classify import explain
 from deliverkit.outcomes import failures
 from deliverkit.rates import starts
+from deliverkit.report.pages import page_of
 from deliverkit.samples import sample
 from deliverkit.schema import ATTEMPTS
 from deliverkit.svg import text
-from deliverkit.widgets.parts import ROWS, box, choice, fill, finder, page_of, values, view
+from deliverkit.widgets.parts import ROWS, box, choice, fill, finder, values, view
 
 FAULTS = {  # whose fault -> what it means, and its colour
     "port": ("the port, the connection or the login", svg.PALETTE[25]),

@@ -11,23 +11,12 @@ from typing import Any
 import ipywidgets as w
 import numpy as np
 import pandas as pd
-from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from deliverkit import svg
 from deliverkit.errors import DeliverkitError
 from deliverkit.rules import known_name
 
 ROWS = 60  # what a page can hold; captions say how many there are
-
-
-@cache
-def _pages() -> Environment:
-    return Environment(loader=PackageLoader("deliverkit"), autoescape=True, undefined=ChainableUndefined)
-
-
-def page_of(name: str, **words: Any) -> str:
-    """A template filled in, with all that is foreign escaped."""
-    return _pages().get_template(name).render(words)
 
 
 @cache

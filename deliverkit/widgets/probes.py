@@ -38,13 +38,10 @@ def explore_probes(probes: pd.DataFrame | None = None, hosts: Iterable[str] | No
     pick = {name: choice(name, label, [("all", "")]) for name, label in (("vantage", "Network"), ("host", "Host"))}
     pick["port"] = choice("port", "Port", [("all", "")])
     place, note, bar = view(), view(), control(w.IntProgress, "progress", "Ports done", value=0, max=1)
-    field = control(
-        w.Text, "hosts", "Hosts", value=", ".join(hosts or ()), placeholder="mail.example.com, 192.0.2.1:587"
-    )
+    field = control(w.Text, "hosts", "Hosts", value=", ".join(hosts or ()), placeholder="mail.example.com, [::1]:587")
     start, cancel, resume = (control(w.Button, name, name.capitalize()) for name in ("start", "cancel", "resume"))
-    made = box(
-        "probes", [[field, start, cancel, resume] if hosts is not None else [], bar, note, [*pick.values()], place]
-    )
+    sweep = [field, start, cancel, resume] if hosts is not None else []
+    made = box("probes", [sweep, bar, note, [*pick.values()], place])
 
     def show(_: Any = None) -> None:
         fill(place, draw)

@@ -16,10 +16,11 @@ import pandas as pd
 from deliverkit import PORTS, facts, svg
 from deliverkit.rates import HEADINGS, rates_of
 from deliverkit.rehearse import rehearse
+from deliverkit.report.pages import page_of
 from deliverkit.rules import choose_port, counts_of
 from deliverkit.schema import ATTEMPTS
 from deliverkit.settings import SOFTWARE, by_hand, settings
-from deliverkit.widgets.parts import box, choice, control, fill, page_of, preset, table, values, view
+from deliverkit.widgets.parts import box, choice, control, fill, preset, table, values, view
 
 _WORDS = tomllib.loads((files("deliverkit") / "templates/wizard.toml").read_text("utf-8"))
 _PAGES: list[dict[str, Any]] = _WORDS["page"]
@@ -103,9 +104,9 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
         title = f"{'Answer' if end else f'Question {made.page + 1} of 4'}: {item['title']}"
         head.value = f'<h3 class="dk-heading">{escape(title)}</h3>'
         differs = [row for row in facts.tables("guide")["differs"] if row["guide"][6:] in page["differs"]]
-        about = {"item": item, "differs": differs, "source": facts.tables("guide")["source"]}
+        about = {"item": item, "differs": differs, "source": facts.tables("guide")["source"], "advice": None}
         made.advice = None
-        fill(rule, lambda: page_of("wizard.html", **about, **(conclude() if end else {"facts": facts_of(page)})))
+        fill(rule, lambda: page_of("wizard.html", **{**about, **(conclude() if end else {"facts": facts_of(page)})}))
         back.disabled, go.disabled = made.page == 0, end
         made.children = sheets[made.page].children
 
