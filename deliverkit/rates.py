@@ -79,7 +79,8 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
     A bounce message counts only where no other row tells of the attempt it reports.
 
     `verdict` compares the whole interval, not the rate, with one cut (facts: thresholds, block_rate_cut);
-    with fewer than five attempts (block_rate_fewest) it is `too_few`. Shown in a notebook as chart and
+    with fewer than five attempts (block_rate_fewest), or an interval across the cut, it is `too_few`. Tries of one host
+    count as independent of each other. Shown in a notebook as chart and
     table, in a terminal as lines; anything made from the frame is a plain frame again.
     >>> tried = pd.DataFrame({"port": [25, 25, 587], "blocked": [True, True, False]})
     >>> block_rates(tried)[["port", "rate", "low", "high"]].round(2)

@@ -44,7 +44,7 @@ def _ask(name: str, kinds: tuple[str, ...], nameserver: str | None, timeout: flo
 
 
 def addresses(host: str, *, nameserver: str | None = None, timeout: float = 5.0) -> Answer:
-    """IPv4 addresses of a host, or its IPv6 addresses if it has none; an address is its own answer.
+    """IPv4 addresses of a host in the DNS (not of /etc/hosts), or its IPv6 addresses; an address is its own answer.
 
     `nameserver` is an address or address:port (default: the system's), `timeout` is seconds per question. Never
     raises for what the DNS says: failures are dns_nxdomain, dns_nodata, dns_servfail, dns_timeout.
