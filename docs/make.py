@@ -60,8 +60,11 @@ def notebook(path: Path) -> None:
 
     book = jupytext.read(path)
     NotebookClient(book, timeout=TIMEOUT_S, resources={"metadata": {"path": str(path.parent)}}).execute()
-    for cell in book.cells:
+    for number, cell in enumerate(book.cells):
         cell.metadata.pop("execution", None)
+        cell["id"] = f"cell-{number}"
+        for data in (output["data"] for output in cell.get("outputs", ()) if "image/svg+xml" in output.get("data", {})):
+            data["image/svg+xml"] = re.sub(r"<dc:date>.*?</dc:date>", "<dc:date></dc:date>", data["image/svg+xml"])
     book.metadata.pop("widgets", None)
     jupytext.write(book, path.with_suffix(".ipynb"), fmt="ipynb")
 
