@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,5 +57,7 @@ def browser(need: Callable[[str, str], str]) -> Iterator[Any]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Outputs of notebooks are compared where they were made: figures differ a little between platforms."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # begun in the background: the tests of Ctrl-C need it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform != "linux" and config.option.nbval:
         config.option.nbval, config.option.nbval_lax = False, True
