@@ -116,7 +116,7 @@ def _choose(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from deliverkit.report import report, reports
 
-    early = _read([args.before]) if args.before and Path(args.before).exists() else args.before
+    early = _read([args.before], args.sends) if args.before and Path(args.before).exists() else args.before
     asked = {"sending": args.sending, "policy": args.policy, "provider": args.provider, "date": args.date}
     asked |= {"title": args.title, "before": early, "mask_recipients": not args.show_recipients}
     data, path = _read(args.paths, args.sends), Path(args.output)
@@ -132,16 +132,21 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _needed(name: str) -> None:
+    """Say which package is missing by its own name, not by that of one of its parts."""
+    from importlib.util import find_spec
+
+    if find_spec(name) is None:
+        raise ModuleNotFoundError(name=name)
+
+
 def _notebooks(args: argparse.Namespace) -> int:
     import shutil
     import subprocess
-    from importlib.util import find_spec
 
     from deliverkit.samples import shipped
 
-    if find_spec("jupyterlab") is None:
-        print("deliverkit: jupyterlab is missing: python -m pip install jupyterlab", file=sys.stderr)
-        return 3
+    _needed("jupyterlab")
     folder = shipped("notebooks")
     if folder.name.startswith("_"):  # an installed wheel: work on a copy, with the data the notebooks open
         for name in ("notebooks", "data"):
@@ -155,6 +160,7 @@ def _notebooks(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    _needed("voila")
     from deliverkit.serve import serve
 
     asked = {name: getattr(args, name) for name in ("host", "port", "browser", "show_recipients")}

@@ -32,7 +32,9 @@ def opened(paths: Sequence[str | Path], sends: str | None = None) -> pd.DataFram
     if sends is None:
         return data
     try:
-        return label(data, pd.read_csv(sends, dtype="string", sep=None, engine="python"))
+        with Path(sends).open(encoding="utf-8-sig") as stream:
+            first = stream.readline()
+        return label(data, pd.read_csv(sends, dtype="string", sep=max(",;\t", key=first.count)))
     except (OSError, ValueError) as problem:  # pandas' own errors of a CSV are ValueErrors
         raise FormatError(sends, f"is no send list: {problem}") from None
 

@@ -11,7 +11,7 @@ import ssl
 import struct
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -90,6 +90,7 @@ def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int
         warn(f"interrupted with {len(rows)} of {len(jobs)} ports done; give the frame to resume=", stacklevel=2)
     finally:
         sweep.stop()
+    rows += [row | {"vantage": vantage} for row in sweep.left()]
     done = {row["number"] for row in rows}
     rows += [_row(job, _CANCELLED) | {"vantage": vantage} for job in jobs if job.number not in done]
     # Nothing on the wire tells a dead implicit port from stalled TLS; the same host's STARTTLS does.
@@ -163,6 +164,13 @@ class _Sweep:
                 return row
             if stop is not None and stop.is_set():
                 return None
+
+    def left(self) -> Iterator[dict[str, Any]]:
+        """The rows that were finished and not yet asked for when the sweep was ended."""
+        with suppress(Empty):
+            while True:
+                if isinstance(row := self.rows.get_nowait(), dict):
+                    yield row
 
     def stop(self) -> None:
         """End the sweep and close every connection, at once."""

@@ -41,5 +41,5 @@ def tour(output: Path) -> int:
     everything = pd.concat([probes, sample()], ignore_index=True)
     made = report(everything, title="Sample campaign", provider=_PROVIDER).save(output)
     _say("6. Report", f"Written: {made.resolve()}")
-    print('Notebooks: python -m pip install -e ".[notebooks]" && deliverkit notebooks')
+    print("Notebooks: python -m pip install jupyterlab && deliverkit notebooks")
     return 0

@@ -11,7 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from deliverkit.cli import main
 from deliverkit.lab import Lab
+from deliverkit.samples import opened
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
@@ -86,6 +88,25 @@ def test_reports_are_written_per_client_and_as_what_the_ending_says(tmp_path: Pa
     ):
         done = run("report", *mail, *sends, *wrong, "-o", tmp_path / "no.html")
         assert done.returncode == 2 and says in done.stderr and not (tmp_path / "no.html").exists()
+
+
+def test_the_period_before_gets_its_clients_from_the_send_list_too(tmp_path: Path) -> None:
+    asked = ("--sends", DATA / "sends.csv", "--client", "Harbour Books", "-o", tmp_path / "one.html")
+    done = run("report", DATA / "postfix", *asked, "--before", DATA / "postfix")
+    page = (tmp_path / "one.html").read_text(encoding="utf-8")
+    assert done.returncode == 0 and "Before: " in page and "no clear change" in page
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_a_send_list_may_be_separated_as_its_office_does(tmp_path: Path, sign: str) -> None:
+    sends = (DATA / "sends.csv").read_text(encoding="utf-8").replace(",", sign)
+    (tmp_path / "sends.csv").write_text("\ufeff" + sends, encoding="utf-8")
+    assert opened([DATA / "postfix"], str(tmp_path / "sends.csv"))["client"].nunique() == 2
+
+
+def test_what_serve_needs_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["serve"]) == 3 and "voila is missing: python -m pip install voila" in capsys.readouterr().err
 
 
 def test_rates_come_by_any_column() -> None:

@@ -19,6 +19,7 @@ from deliverkit.classify import classify
 from deliverkit.errors import DeliverkitError, FormatError, SchemaError
 from deliverkit.report import mask, report, reports, sheets
 from deliverkit.report.content import compared
+from deliverkit.report.masking import pseudonymous
 from deliverkit.schema import ATTEMPTS, PROBES
 
 EVIL = "<script>alert(1)</script>"
@@ -332,3 +333,16 @@ def test_the_sample_gives_a_small_page_per_client() -> None:
     assert set(made) == {"Alpine Travel", "Harbour Books"}
     assert all(len(one.html.encode()) <= 60_000 for one in made.values())
     assert "Harbour" not in made["Alpine Travel"].html and "Alpine" not in made["Harbour Books"].html
+
+
+def test_a_recipient_without_a_domain_is_masked_too(mail: pd.DataFrame) -> None:
+    local = mail.assign(recipient=["postmaster", "root", "carla@b.example"])
+    shown = repr(cells(report(local).xlsx()))
+    assert "'p***'" in shown and "postmaster" not in shown and "'r***'" in shown
+    served = pseudonymous(PROBES.build(local))["recipient"].tolist()
+    assert served == ["p***1", "r***2", "c***3@b.example"]
+
+
+def test_a_period_before_without_the_client_is_refused_in_words(mail: pd.DataFrame) -> None:
+    with pytest.raises(SchemaError, match="column 'client' is missing"):
+        reports(mail, before=mail.drop(columns="client"))

@@ -468,6 +468,16 @@ def test_an_interrupt_stops_at_once_and_closes_everything() -> None:
     assert events.count("begin") == events.count("end")
 
 
+def test_rows_that_were_finished_when_the_interrupt_came_are_kept() -> None:
+    def interrupt(done: int, total: int) -> None:
+        time.sleep(1)  # meanwhile the others end, too
+        raise KeyboardInterrupt
+
+    with dk.Lab() as lab, pytest.warns(UserWarning, match="interrupted with 1 of 32"):
+        kept = dk.probe(lab.hosts, connect_to=lab.connect_to, timeout=5, pace=None, progress=interrupt)
+    assert kept["verdict"].eq("open").sum() > 16
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs os.kill with SIGINT")
 def test_ctrl_c_while_waiting_stops_within_half_a_second() -> None:
     with server(says()) as (port, _):

@@ -181,4 +181,6 @@ def test_the_report_builder_makes_what_was_asked() -> None:
     assert 'sandbox=""' in box.view.value
     box.before.value = "last month"
     box.make.click()
-    assert "a date such as 2026-11-01 is wanted" in box.view.value and 'role="alert"' in box.view.value
+    assert "is no date; 2026-11-25 would be one" in box.view.value and 'role="alert"' in box.view.value
+    with pytest.raises(TypeError, match="does not know 'foo'"):
+        dk.report_builder(foo=1)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import ipywidgets as w
+import pandas as pd
 import pytest
 from hypothesis import settings as effort
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import deliverkit as dk
 from deliverkit.errors import FactsError
 from deliverkit.rules import choose_port
+from deliverkit.schema import ATTEMPTS
 
 ASKED = ("sending", "provider", "network", "vantage", "tried_25", "tried_465", "tried_587", "tried_2525", "security")
 MARK = "s3cret-Marker-9"
@@ -97,6 +99,17 @@ def test_of_several_networks_none_is_taken_for_the_reader_s_own() -> None:
     for port in dk.PORTS:
         getattr(one, f"tried_{port}").value = ""  # not tried: the evidence of that port goes
     assert one.advice.port == 587 and set(one.advice.ranked["measured"]) == {"unknown"}
+
+
+def test_evidence_of_other_hosts_is_not_taken_for_the_reader_s_word_when_the_provider_changes() -> None:
+    hosts = ["smtp.sendgrid.net"] * 2 + ["mail.other.example"] * 8
+    rows = {"host": hosts, "port": 587, "blocked": [False] * 2 + [True] * 8, "origin": "probe", "vantage": "office"}
+    probes = ATTEMPTS.build(pd.DataFrame(rows))
+    box = ended(evidence=probes)
+    assert box.tried_587.value == "blocked"
+    box.provider.value = "SendGrid"
+    want = choose_port("application", provider="SendGrid", evidence=probes)
+    assert box.tried_587.value == "open" and box.advice.port == want.port == 587
 
 
 def test_a_provider_that_is_not_listed_has_its_server_in_the_settings() -> None:

@@ -164,6 +164,7 @@ def _of(attempts: Any, by: str, name: str) -> Any:
     """The rows of one name and the probes that are nobody's, these without words: a server may name its owner."""
     if attempts is None:
         return None
+    ATTEMPTS.check(attempts, [by])
     nobodys = (attempts[by].isna() & attempts["origin"].eq("probe").fillna(False)).to_numpy(bool)
     keep = attempts[by].eq(name).fillna(False).to_numpy(bool) | nobodys
     words = {word: attempts[word].mask(nobodys) for word in ("text", "banner") if word in attempts}

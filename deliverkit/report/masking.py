@@ -19,6 +19,12 @@ def mask(text: Any) -> Any:
     return text if pd.isna(text) else _ADDRESS.sub(lambda found: f"{found[1] or ''}***@{found[2]}", str(text))
 
 
+def _hidden(recipient: str, number: int | str = "") -> str:
+    """The first letter of a recipient and its domain; without a domain the letter alone."""
+    domain = recipient.rpartition("@")[2] if "@" in recipient else ""
+    return f"{recipient[:1]}***{number}" + (f"@{domain}" if domain else "")
+
+
 def clean(text: str, masked: bool, longest: int = _LONGEST) -> str:
     """The text in one line of at most `longest` characters, with marks that hide or turn text shown as \\ufffd."""
     text = visible(_BLANK.sub(" ", text[:_LONGEST]))
@@ -35,7 +41,7 @@ def clean_frame(frame: pd.DataFrame, masked: bool, longest: int = _LONGEST) -> p
         codes, texts = pd.factorize(frame[name])
         words = [str(text) for text in texts]
         if masked and name == "recipient":  # whatever stands there, it is one address
-            words = [f"{local[:1]}***{at}{domain}" for local, at, domain in (word.rpartition("@") for word in words)]
+            words = [_hidden(word) for word in words]
         shown = pd.array([*(clean(word, masked, longest) for word in words), None], dtype="string")
         made[name] = pd.Series(shown[codes], frame.index)
     return made
@@ -45,8 +51,7 @@ def pseudonymous(attempts: pd.DataFrame) -> pd.DataFrame:
     """The attempts with every address masked and still told apart: a***3@example.com; of sources the name."""
     made = attempts.copy()
     codes, known = pd.factorize(attempts["recipient"])
-    parts = (str(address).rpartition("@") for address in known)
-    names = [f"{local[:1]}***{n}{at}{domain}" for n, (local, at, domain) in enumerate(parts, 1)]
+    names = [_hidden(str(address), n) for n, address in enumerate(known, 1)]
     made["recipient"] = pd.array([*names, None], dtype="string")[codes]
     for name in ("text", "banner"):
         made[name] = attempts[name].map(mask, na_action="ignore")

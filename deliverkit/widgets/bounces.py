@@ -95,7 +95,7 @@ def _word(value: Any) -> str:
 
 
 def _label(row: dict[Any, Any]) -> str:
-    said = " ".join(str(row["text"]).split()) if isinstance(row["text"], str) else ""
+    said = text(row["text"]) if isinstance(row["text"], str) else ""
     return f"{text(row.get('recipient'))} · {_word(row['category'])} · {said[:60]}"
 
 

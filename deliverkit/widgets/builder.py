@@ -10,7 +10,6 @@ import ipywidgets as w
 import pandas as pd
 
 from deliverkit import facts
-from deliverkit.errors import SchemaError
 from deliverkit.report import Report, report
 from deliverkit.rules import POLICIES, SENDING
 from deliverkit.samples import sample
@@ -45,6 +44,8 @@ def report_builder(attempts: pd.DataFrame | None = None, **asked: Any) -> Any:
         "mask_recipients": control(w.Checkbox, "mask", "Mask recipients", value=True),
         "form": choice("form", "As", list(_TYPES)),
     }
+    if wrong := set(asked) - set(ask):
+        raise TypeError(f"report_builder does not know {sorted(wrong)[0]!r}")
     for name, value in asked.items():
         preset(ask[name], value)
     make, place = control(w.Button, "make", "Make the report"), view()
@@ -55,8 +56,6 @@ def report_builder(attempts: pd.DataFrame | None = None, **asked: Any) -> Any:
 
     def draw() -> str:
         given: dict[str, Any] = {name: ask[name].value or None for name in ("client", "provider", "before")}
-        if given["before"] and pd.isna(pd.to_datetime(given["before"], errors="coerce")):
-            raise SchemaError(f"a date such as 2026-11-01 is wanted, not {given['before']!r}")
         plain: dict[str, Any] = {name: ask[name].value for name in ("title", "sending", "policy", "mask_recipients")}
         made.report = done = report(attempts, **plain, **given)
         return _link(done, ask["form"].value, given["client"] or "all") + done._repr_html_()

@@ -14,6 +14,7 @@ import ipywidgets as w
 import pandas as pd
 
 from deliverkit import PORTS, facts, svg
+from deliverkit.advice import Advice
 from deliverkit.rates import HEADINGS, rates_of
 from deliverkit.rehearse import rehearse
 from deliverkit.report.pages import page_of
@@ -147,12 +148,12 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
             secret[:] = [change["new"]]
             login["password"].value, login["password"].placeholder = "", "kept for one rehearsal, not shown"
 
-    def run(password: str | None) -> None:
+    def run(said: Advice, password: str | None) -> None:
         def steps_of() -> str:
             words: dict[str, Any] = {name: login[name].value.strip() or None for name in ("user", "to")}
             secret_as = "token" if login["kind"].value == "token" else "password"
-            asked = {"security": made.advice.security, secret_as: password, **words, **answers}
-            made.rehearsal = done = rehearse(login["server"].value.strip(), made.advice.port, **asked)
+            asked = {"security": said.security, secret_as: password, **words, **answers}
+            made.rehearsal = done = rehearse(login["server"].value.strip(), said.port or 587, **asked)
             took = done["took_s"].map(lambda s: "below 1 ms" if s < 0.001 else f"{1000 * s:.0f} ms")
             return _verdict(done) + table(done.assign(took=took), "The steps of one submission", _STEPS)
 
@@ -162,7 +163,7 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
     def begin(_: Any) -> None:
         login["password"].placeholder, test.disabled = "", True
         steps.value = '<p role="status">Rehearsing …</p>'
-        made.thread = Thread(target=run, args=(secret.pop() if secret else None,), daemon=True)
+        made.thread = Thread(target=run, args=(made.advice, secret.pop() if secret else None), daemon=True)
         made.thread.start()
 
     def turn(by: int) -> None:
@@ -173,7 +174,8 @@ def port_wizard(evidence: pd.DataFrame | None = None, **answers: Any) -> Any:
     go.on_click(lambda _: turn(1))
     test.on_click(begin)
     login["password"].observe(keep, "value")
-    ask["vantage"].observe(prefill, "value")
+    for known in (ask["vantage"], ask["provider"]):  # which hosts count depends on the provider
+        known.observe(prefill, "value")
     for known in [*ask.values(), login["server"]]:
         known.observe(show, "value")
     prefill()
