@@ -203,13 +203,18 @@ def _refused(made: pd.DataFrame) -> pd.DataFrame:
 
     A refusal, or a hang-up before the greeting, looks the same from a server and from a filter. It is the server's
     where another port of that host, or another host on that port, answered from the same network, and not the
-    server's where three or more hosts were tried on the port and none answered.
+    server's where three or more hosts were tried on the port and none answered, or where the refusal is known to come
+    from the way: by the sender of its ICMP message, or by a walk along the path.
     """
     refused = made["text"].str.contains("onnection refused", regex=False).fillna(False)
     hung_up = made["step"].eq("rules").fillna(False) & made["category"].eq("connection")
     refused |= hung_up
     if "failure" in made:
         refused |= made["failure"].eq("tcp_refused").fillna(False)
+    if "icmp_from" in made:
+        sender, own = made["icmp_from"], made["icmp_from"].eq(made["address"]).fillna(False)
+        refused &= ~(sender.notna() & ~own) & made["last_hop"].isna()
+        made.loc[own & made["verdict"].eq("blocked_icmp").fillna(False), "blocked_by"] = "server"
     refused &= made["category"].eq("connection") & made["host"].notna() & made["port"].notna()
     if not refused.any():
         return made

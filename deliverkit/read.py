@@ -14,6 +14,7 @@ from deliverkit.exports import read_export
 from deliverkit.files import Part, Source, lines, parts
 from deliverkit.logs import formats, known_format, read_log
 from deliverkit.schema import ATTEMPTS, PROBES
+from deliverkit.sweep import judged, read_probes
 
 _MAIL = re.compile(  # an mbox, or a header of mail
     rb"(?i)>?(?:from |(?:from|to|cc|subject|date|message-id|mime-version|return-path|received(?:-spf)?|sender|reply-to|"
@@ -22,7 +23,7 @@ _MAIL = re.compile(  # an mbox, or a header of mail
 
 
 def read(path: Source) -> pd.DataFrame:
-    """Read bounce mail, mail logs, exports of providers, or frames that deliverkit wrote (CSV, Parquet).
+    """Read bounce mail, mail logs, exports of providers, or frames of deliverkit (CSV, Parquet, `out` of probe).
 
     Takes a file, folder or archive, also with several kinds in it; logs are read together, so that what one
     file begins another may end; a list of paths too. Gives an `ATTEMPTS` frame, or `PROBES` where all are frames of
@@ -58,6 +59,8 @@ def _reader(part: Part) -> Any:
         first = next(lines(stream), "").lstrip("\ufeff")
     if head.startswith(b"PAR1") or set(ATTEMPTS.names) <= {name.strip('"') for name in first.split(",")}:
         return _frame
+    if head.startswith(b'{"origin": "probe",'):
+        return _frame
     if head.startswith((b"{", b"[")):
         return read_export
     if not head or _MAIL.match(head):
@@ -75,14 +78,16 @@ def _frame(part: Part) -> pd.DataFrame:
     with part.open() as stream:
         data = stream.read()
     try:
+        if data.startswith(b"{"):
+            return judged(read_probes(data, part.name))
         if data.startswith(b"PAR1"):
             table = pd.read_parquet(io.BytesIO(data))
         else:
             table = pd.read_csv(io.BytesIO(data), dtype="string", keep_default_na=False, na_values=[""])
-        frame = PROBES if set(PROBES.names) <= set(table) else ATTEMPTS
+        frame = PROBES if "verdict" in table else ATTEMPTS  # one of an older version may have fewer columns
         for column in frame.columns:  # stamps with and without fractions of a second in one column
             if column.dtype.startswith("datetime"):
                 table[column.name] = pd.to_datetime(table[column.name], format="ISO8601", utc=True)
-        return frame.build(table[frame.names])
+        return frame.build(table[[name for name in frame.names if name in table]])
     except (ValueError, OSError, KeyError, SchemaError) as problem:
         raise FormatError(part.name, f"no frame of deliverkit: {' '.join(str(problem).split())}") from None

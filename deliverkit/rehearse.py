@@ -21,16 +21,15 @@ import pandas as pd
 
 from deliverkit.classify import classify
 from deliverkit.errors import TargetError
-from deliverkit.probe import IMPLICIT, judge, safe, tls_word
+from deliverkit.loop import why
+from deliverkit.probe import IMPLICIT, cert_word, judge, safe, tls_word
 from deliverkit.resolve import Answer, addresses
 from deliverkit.schema import REHEARSAL
-from deliverkit.sweep import why
 from deliverkit.targets import Job, is_ip, jobs_of, limits_of, routes_of
 
 _STEPS = {"dns": "connect", "connect": "connect", "banner": "rules", "ehlo": "rules", "login": "rules", "mail": "relay",
           "rcpt": "relay", "data": "inbox", "quit": "rules"}  # fmt: skip  # else encryption
 _REPLY = 65536  # bytes of a reply: nobody honest comes near
-_PROBLEMS = {9: "not_yet", 10: "expired", 18: "self_signed", 62: "name_mismatch", 64: "name_mismatch"}  # of OpenSSL
 _WORD = r"[\w!#$%&'*+/=?^`{|}~-]+"
 _ADDRESS = re.compile(rf"(?=[^@]{{1,64}}@.{{1,189}}$){_WORD}(?:\.{_WORD})*@[a-z\d-]+(?:\.[a-z\d-]+)*", re.A | re.I)
 
@@ -218,7 +217,7 @@ class _Session(smtplib.SMTP):
             self.sock.settimeout(left)
             return act(*args)
         except ssl.SSLCertVerificationError as bad:
-            word = _PROBLEMS.get(bad.verify_code, "unknown_ca")
+            word = cert_word(bad)
             seen = {"cert_matches" if word == "name_mismatch" else "cert_trusted": False, "cert_problem": word}
             raise self.lost(f"cert_{word}", f"Server certificate not verified: {bad.verify_message}", **seen) from None
         except ssl.SSLError as problem:

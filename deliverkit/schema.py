@@ -108,6 +108,8 @@ def _cast(frame: str, column: Column, values: Any, length: int) -> Any:
     if values is None:
         return pd.Series(pd.NA, index=pd.RangeIndex(length), dtype=_dtype(column.dtype))
     values = values.reset_index(drop=True)
+    if str(values.dtype) == column.dtype:
+        return values
     try:
         if column.dtype.startswith("datetime"):
             return pd.to_datetime(values, utc=True).astype(column.dtype)
@@ -153,15 +155,18 @@ def _columns() -> dict[str, tuple[Column, ...]]:
 _ALL = _columns()
 ATTEMPTS = Frame("attempts", _ALL["attempts"])
 PROBES = Frame("probes", _ALL["attempts"] + _ALL["probes"])
+SERVERS = Frame("servers", _ALL["servers"])
 REHEARSAL = Frame("rehearsal", _ALL["attempts"] + _ALL["rehearsal"])
 OUTCOMES = Frame("outcomes", _ALL["outcomes"])
 RATES = Frame("rates", _ALL["rates"], grouped=True)
 BOUNCES = Frame("bounce rates", _ALL["bounce rates"], grouped=True)
 FUNNEL = Frame("funnel", _ALL["funnel"], grouped=True)
 EGRESS = Frame("egress", _ALL["egress"])
+COMPARISON = Frame("comparison", _ALL["comparison"])
 FORECAST = Frame("forecast", _ALL["forecast"])
 FINDINGS = Frame("findings", _ALL["findings"])
 ADVICE = Frame("advice", _ALL["advice"])
-_MADE = (ATTEMPTS, PROBES, REHEARSAL, OUTCOMES, RATES, BOUNCES, FUNNEL, EGRESS, FORECAST, FINDINGS, ADVICE)
+_MADE: tuple[Frame, ...] = (ATTEMPTS, PROBES, SERVERS, REHEARSAL, OUTCOMES, RATES, BOUNCES, FUNNEL)
+_MADE += (EGRESS, COMPARISON, FORECAST, FINDINGS, ADVICE)
 FRAMES = {frame.name: frame for frame in _MADE}
 STEPS = ("connect", "rules", "encryption", "relay", "inbox")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from math import inf
 from operator import index
+from socket import AF_INET, inet_pton
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -30,7 +31,15 @@ class Job(NamedTuple):
     dial_port: int
     crowd: str  # whom not to hurry: the operator, and
     key: str  # the host where it is mapped, else its address
+    family: int = 0  # 4 or 6; 0: IPv4 where there is one
+    known: Mapping[str, Any] | None = None  # of a frame of `resolve`: failure, tlsa, tlsa_secure, mta_sts
     dns_s: float | None = None
+    attempt: int = 1
+    solo: bool = False  # begun while nothing else was asked of its address
+
+    def name(self) -> tuple[str, int, str | int]:
+        """What makes it another job: host, port, and the address or else the IP version that is asked for."""
+        return self.host.lower().rstrip("."), self.port, self.dial if is_ip(self.dial) else self.family
 
 
 def _many(given: Any) -> list[Any]:
@@ -47,7 +56,9 @@ def _port(port: Any) -> int:
 
 
 def is_ip(text: Any) -> bool:
-    with suppress(ValueError):
+    with suppress(ValueError, OSError):
+        if isinstance(text, str) and ":" not in text:
+            return bool(inet_pton(AF_INET, text))  # twenty times faster, for sweeps of many addresses
         return bool(ip_address(text))
     return False
 
@@ -81,25 +92,51 @@ def routes_of(connect_to: Any) -> dict[tuple[str, int], tuple[int, str, int]]:
     return made
 
 
-def jobs_of(targets: Any, ports: Any, routes: Mapping[tuple[str, int], tuple[int, str, int]]) -> list[Job]:
-    """One job per host and port in the order asked; TargetError for what cannot be one."""
+def crowd_of(host: str) -> str:
+    """Whom a host belongs to, as far as its name tells: the last two labels, or the /24 or /48 of an address."""
+    if not is_ip(host):
+        return ".".join(host.lower().rstrip(".").split(".")[-2:])
+    return str(ip_network((host, 48), strict=False)) if ":" in host else f"{host.rpartition('.')[0]}.0/24"
+
+
+_KNOWN = ("failure", "tlsa", "tlsa_secure", "mta_sts")
+
+
+def jobs_of(targets: Any, ports: Any, routes: Mapping[tuple[str, int], tuple[int, str, int]],
+            family: Any = None) -> list[Job]:  # fmt: skip
+    """One job per host, port and IP version in the order asked; TargetError for what cannot be one."""
+    if family not in (None, 4, 6, "both") or isinstance(family, bool):
+        raise TargetError(f"family should be 4, 6, 'both' or None, not {family!r}")
+    families = (4, 6) if family == "both" else (family or 0,)
     usual = [_port(port) for port in _many(ports)]
-    asked = [(target, None, None) for target in _many(targets)]
+    asked: Iterable[tuple[Any, ...]] = ((target, *[None] * 8) for target in _many(targets))
     if isinstance(targets, pd.DataFrame):
         if "host" not in targets:
             raise TargetError("a frame of targets needs a column 'host'")
-        table = targets.reindex(columns=["host", "port", "operator"]).astype(object)
-        asked = list(table.where(table.notna(), None).itertuples(index=False, name=None))
-    found: dict[tuple[str, int], Job] = {}
-    for target, given, operator in asked:
+        table = targets.reindex(columns=["host", "port", "operator", "address", "domain", *_KNOWN]).astype(object)
+        asked = table.where(table.notna(), None).itertuples(index=False, name=None)
+    found: dict[tuple[str, int, str | int], Job] = {}
+    for target, given, operator, address, domain, *known in asked:
+        if target is None and known[0] and domain:  # a name that led nowhere is a row, too
+            target = domain
         host, port = _split(target)
         name, port = host.lower().rstrip("."), port if given is None else given
-        crowd = operator or (name if is_ip(name) else ".".join(name.split(".")[-2:]))
+        crowd = operator or crowd_of(name)
+        facts = dict(zip(_KNOWN, known, strict=True)) if any(value is not None for value in known) else None
         for number in usual if port is None else [_port(port)]:
             keys = ((name, number), (name, 0), ("", number), ("", 0))
             _, dial, to = min((routes[key] for key in keys if key in routes), default=(0, "", 0))
-            job = Job(len(found), host, number, operator, dial or name, to or number, crowd, name if dial else "")
-            found.setdefault((name, number), job)
+            to_where, mapped = dial or (address and _split(address)[0]) or name, name if dial else ""
+            own = families
+            if is_ip(to_where):
+                to_where, own = str(ip_address(to_where)), (6 if ":" in to_where else 4,)
+                mapped = mapped or to_where
+                if not dial and family in (4, 6) and own != families:
+                    continue  # the other IP version was asked for
+            for version in own:
+                job = Job(len(found), host, number, operator, to_where, to or number, crowd, mapped, version, facts)
+                unique = (to_where, number, version) if address and not dial else job.name()
+                found.setdefault(unique, job)
     return list(found.values())
 
 

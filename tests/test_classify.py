@@ -167,3 +167,21 @@ def test_one_server_that_hangs_up_is_no_network() -> None:
     assert alone["blocked_by"][0] == "server"
     every = probes(*({"host": f"{name}.example", **hung} for name in "abc"))
     assert every["blocked_by"].tolist() == ["network"] * 3
+
+
+@pytest.mark.parametrize(
+    ("verdict", "failure", "told", "by"),
+    [
+        ("closed", "tcp_refused", {}, "server"),
+        ("closed", "tcp_refused", {"icmp_from": "192.0.2.9"}, "server"),
+        ("closed", "tcp_refused", {"icmp_from": "192.0.2.1"}, "network"),
+        ("closed", "tcp_refused", {"last_hop": 2}, "network"),
+        ("blocked_icmp", "icmp_admin_prohibited", {"icmp_from": "192.0.2.9"}, "server"),
+        ("blocked_icmp", "icmp_admin_prohibited", {"icmp_from": "192.0.2.1"}, "network"),
+    ],
+)
+def test_who_sent_the_refusal_is_who_blocks(verdict: str, failure: str, told: dict[str, object], by: str) -> None:
+    same = {"host": "mx.example", "address": "192.0.2.9", "attempted": True}
+    shut = same | {"port": 25, "verdict": verdict, "failure": failure, "step": "connect", "outcome": "failed"} | told
+    up = same | {"port": 587, "verdict": "open", "step": "encryption", "outcome": "passed"}
+    assert classify([shut, up], PROBES)["blocked_by"][0] == by

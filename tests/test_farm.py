@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 PROBE = """if True:
     import sys, deliverkit as dk, pandas as pd
     truth = pd.read_csv(sys.argv[1])
-    frame = dk.probe(truth[["host", "port"]], timeout=4, pace=None, progress=False)
+    frame = dk.probe(truth[["host", "port"]], timeout=4, pace=None, progress=False, in_flight=500)
     frame.to_csv(sys.argv[2], index=False)
 """
 
@@ -35,8 +36,8 @@ def expired() -> str:
 
 
 @pytest.fixture(scope="module")
-def farm(shared: Path, need: Callable[[str, str], str], tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """What the probe found beside what is true."""
+def visit(shared: Path, need: Callable[[str, str], str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`visit(n, ports, shuffle)`: what the probe found at n hosts of each behaviour, beside what is true."""
     for program, package in (
         ("unshare", "util-linux"),
         ("nft", "nftables"),
@@ -47,35 +48,56 @@ def farm(shared: Path, need: Callable[[str, str], str], tmp_path_factory: pytest
     flags = "-n" if os.geteuid() == 0 else "-rn"
     if subprocess.run(["unshare", flags, "nft", "list", "ruleset"], capture_output=True, check=False).returncode:
         pytest.skip("network namespaces with nftables are not permitted here")
-    script, folder = str(shared / "probing" / "smtp_farm.py"), tmp_path_factory.mktemp("farm")
-    names = subprocess.run(
-        [sys.executable, "-c", "import smtp_farm as f; print(','.join(f'{n}=1' for n in f.OCTET))"],
-        cwd=shared / "probing", capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-    ).stdout.strip()  # fmt: skip
-    targets = [sys.executable, script, "targets", "--mix", names, "--ports", "25,465"]
-    truth = subprocess.run(targets, capture_output=True, text=True, check=True).stdout
-    (folder / "truth.csv").write_text(truth, encoding="utf-8")
-    # The farm leaves a certificate that is there as it is; openssl 3 would make it one that expires tomorrow.
-    (certificates := folder / f"smtp_farm_certs_{os.getuid()}").mkdir()
-    (certificates / "old.pem").write_text(expired(), encoding="ascii")
-    checker = [sys.executable, "-c", PROBE, str(folder / "truth.csv"), str(folder / "found.csv")]
-    done = subprocess.run(
-        [sys.executable, script, "netns", "--", *checker], capture_output=True, text=True, check=False,
-        env=os.environ | {"TMPDIR": str(folder)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = pd.read_csv(folder / "found.csv")
-    true = pd.read_csv(io.StringIO(truth), dtype={"fail": "string"}).rename(columns={"verdict": "truth"})
-    return found.merge(true[["host", "port", "behaviour", "truth", "stage", "fail"]], on=["host", "port"])
+
+    def run(count: int, ports: str, shuffle: int = 0) -> pd.DataFrame:
+        script, folder = str(shared / "probing" / "smtp_farm.py"), tmp_path_factory.mktemp("farm")
+        names = subprocess.run(
+            [sys.executable, "-c", "import smtp_farm as f; print(*f.OCTET)"],
+            cwd=shared / "probing", capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        ).stdout.split()  # fmt: skip
+        mix = ",".join(f"{name}={count}" for name in names)
+        targets = [sys.executable, script, "targets", "--mix", mix, "--ports", ports, "--shuffle", str(shuffle)]
+        truth = subprocess.run(targets, capture_output=True, text=True, check=True).stdout
+        (folder / "truth.csv").write_text(truth, encoding="utf-8")
+        # The farm leaves a certificate that is there as it is; openssl 3 would make it one that expires tomorrow.
+        (certificates := folder / f"smtp_farm_certs_{os.getuid()}").mkdir()
+        (certificates / "old.pem").write_text(expired(), encoding="ascii")
+        checker = [sys.executable, "-c", PROBE, str(folder / "truth.csv"), str(folder / "found.csv")]
+        done = subprocess.run(
+            [sys.executable, script, "netns", "--", *checker], capture_output=True, text=True, check=False,
+            env=os.environ | {"TMPDIR": str(folder)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = pd.read_csv(folder / "found.csv")
+        true = pd.read_csv(io.StringIO(truth), dtype={"fail": "string"}).rename(columns={"verdict": "truth"})
+        return found.merge(true[["host", "port", "behaviour", "truth", "stage", "fail"]], on=["host", "port"])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def farm(visit: Any) -> pd.DataFrame:
+    """One host of each behaviour."""
+    return cast(pd.DataFrame, visit(1, "25,465"))
+
+
+RIGHT = ["behaviour", "port", "reached", "stage", "verdict", "truth", "failure", "fail", "text"]
+
+
+def wrong(farm: pd.DataFrame) -> list[Any]:
+    right = farm["verdict"].eq(farm["truth"]) & farm["reached"].eq(farm["stage"])
+    right &= farm["failure"].fillna("").eq(farm["fail"].fillna(""))
+    return cast(list[Any], farm.loc[~right, RIGHT].to_numpy().tolist())
 
 
 def test_stage_verdict_and_failure_are_those_of_the_farm_in_all_68_rows(farm: pd.DataFrame) -> None:
-    assert len(farm) == 68
-    right = farm["verdict"].eq(farm["truth"]) & farm["reached"].eq(farm["stage"])
-    right &= farm["failure"].fillna("").eq(farm["fail"].fillna(""))
-    columns = ["behaviour", "port", "reached", "stage", "verdict", "truth", "failure", "fail", "text"]
-    assert farm.loc[~right, columns].to_numpy().tolist() == []
+    assert len(farm) == 68 and wrong(farm) == []
+
+
+def test_two_thousand_rows_in_any_order_are_right_with_five_hundred_in_flight(visit: Any) -> None:
+    found = visit(15, "25,465,587,2525", shuffle=7)
+    assert len(found) == 2040 and wrong(found) == []
 
 
 @pytest.mark.parametrize(
@@ -152,3 +174,34 @@ def test_this_machines_own_refusals_and_those_of_ipv6_have_their_words(
         ["closed", "tcp_refused", "ECONNREFUSED", "1", "4"],
     ]
     assert found["icmp_from"].tolist() == [""] * 4 + ["::1"] * 4
+
+
+PUBLIC = """if True:
+    import socket, subprocess, sys, threading, deliverkit as dk
+    class Named(dk.Resolver):
+        def name_of(self, address):
+            return {"11.0.0.1": "mx.own.example"}.get(address)
+    listener = socket.create_server(("11.0.0.1", 2525))
+    def serve():
+        for _ in range(2):
+            sock, _ = listener.accept()
+            sock.sendall(b"220 mx\\r\\n")
+            sock.recv(100)
+            sock.close()
+    threading.Thread(target=serve, daemon=True).start()
+    for source in ("11.0.0.1", "11.0.0.2"):
+        for route in ("192.0.2.0/24 dev lo", "local 11.0.0.1 dev lo table local"):
+            subprocess.run(["ip", "route", "replace", *route.split(), "src", source], check=True)
+        print(dk.probe("11.0.0.1:2525", resolver=Named(), pace=None, timeout=2)["ehlo_name"][0])
+"""
+
+
+def test_the_name_given_is_that_of_the_own_public_address_else_its_literal(need: Callable[[str, str], str]) -> None:
+    need("unshare", "util-linux"), need("ip", "iproute2")
+    flags = "-n" if os.geteuid() == 0 else "-rn"
+    setup = 'ip link set lo up; ip address add 11.0.0.1/32 dev lo; ip address add 11.0.0.2/32 dev lo; exec "$0" -c "$1"'
+    command = ["unshare", flags, "sh", "-ec", setup, sys.executable, PUBLIC]
+    if subprocess.run(["unshare", flags, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("network namespaces are not permitted here")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["mx.own.example", "[11.0.0.2]"], done.stderr

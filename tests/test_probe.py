@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deliverkit import probe as module  # noqa: F401 - the name of the function must not hide the module
-from deliverkit.probe import Dialogue, judge, safe, tls_word
+from deliverkit.probe import Dialogue, group_of, judge, safe, tls_word
 
 TLS = {"tls_version": "TLSv1.3", "cert_problem": None}
 EHLO = b"250-mx.example\r\n250-SIZE 1000\r\n250-STARTTLS\r\n250 8BITMIME\r\n"
@@ -24,12 +27,17 @@ INSIDE = b"250-mx.example\r\n250-AUTH PLAIN LOGIN\r\n250 8BITMIME\r\n"
 OPEN = [b"220 mx.example ESMTP\r\n", EHLO, b"220 go\r\n", TLS, INSIDE, b"221 bye\r\n"]
 
 
-def talk(events: Sequence[Any], *, implicit: bool = False, cut: int = 10_000) -> tuple[dict[str, Any], list[bytes]]:
+NO_TLS = b"500 5.5.1 unknown\r\n"
+
+
+def talk(
+    events: Sequence[Any], *, implicit: bool = False, cut: int = 10_000, check_auth: bool = False
+) -> tuple[dict[str, Any], list[bytes]]:
     """Run a dialogue against scripted events (bytes in chunks of `cut`); its row and what it said, in order.
 
     A server that has nothing left to say is silent: the deadline passes.
     """
-    dialogue = Dialogue(implicit=implicit, ehlo_name="me.example", now=0.0)
+    dialogue = Dialogue(implicit=implicit, ehlo_name="me.example", now=0.0, check_auth=check_auth)
     run, said, feed, now = dialogue.run(), [], [], 0.0
     script = list(events)
     try:
@@ -81,6 +89,10 @@ CASES: dict[str, tuple[list[Any], tuple[str, str, str | None]]] = {
     "554": ([b"554 5.7.1 no\r\n"], ("banner", "rejected", "smtp_5xx")),
     "554 without line end": ([b"554 no", "eof"], ("banner", "rejected", "smtp_5xx")),
     "listed": ([b"554 5.7.1 blocked by zen.spamhaus.org\r\n"], ("banner", "rejected", "blocklisted")),
+    "listed somewhere": (
+        [b"554 5.7.1 Client host blocked using bl.example\r\n"],
+        ("banner", "rejected", "blocklisted"),
+    ),
     "http": ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], ("banner", "not_smtp", "not_smtp")),
     "half of http": ([b"HTTP/1.1", "eof"], ("banner", "not_smtp", "not_smtp")),
     "nntp": ([b"200 news\r\n"], ("banner", "not_smtp", "not_smtp")),
@@ -91,7 +103,11 @@ CASES: dict[str, tuple[list[Any], tuple[str, str, str | None]]] = {
     "ehlo silence": ([b"220 mx\r\n"], ("ehlo", "deferred", "total_timeout")),
     "ehlo eof": ([b"220 mx\r\n", "eof"], ("ehlo", "closed_after_accept", "eof")),
     "helo": ([b"220 mx\r\n", b"502 no\r\n", b"250 mx\r\n"], ("done", "open_no_tls", None)),
-    "no starttls": ([b"220 mx\r\n", INSIDE], ("done", "open_no_tls", None)),
+    "no starttls": ([b"220 mx\r\n", INSIDE, NO_TLS], ("done", "open_no_tls", None)),
+    "no starttls, silence": ([b"220 mx\r\n", INSIDE], ("done", "open_no_tls", None)),
+    "no starttls, eof": ([b"220 mx\r\n", INSIDE, "eof"], ("done", "open_no_tls", None)),
+    "no starttls, 421": ([b"220 mx\r\n", INSIDE, b"421 bye\r\n"], ("done", "open_no_tls", None)),
+    "offer taken out": ([b"220 mx\r\n", INSIDE, b"220 go\r\n", TLS], ("ehlo", "tampered", "starttls_stripped")),
     "masked": ([b"220 " + b"*" * 30 + b"\r\n", INSIDE], ("ehlo", "tampered", "starttls_stripped")),
     "masked word": ([b"220 mx\r\n", b"250-mx\r\n250 XXXXXXXA\r\n"], ("ehlo", "tampered", "starttls_stripped")),
     "454": ([b"220 mx\r\n", EHLO, b"454 no\r\n"], ("tls", "open_no_tls", "starttls_refused")),
@@ -155,9 +171,9 @@ def test_any_cuts_of_a_greeting_give_the_same_row(cuts: list[int]) -> None:
     greeting = b"220-mx.example ESMTP\r\n220 ready\n"
     marks = sorted({0, *(c for c in cuts if c < len(greeting)), len(greeting)})
     parts = [greeting[a:b] for a, b in pairwise(marks)]
-    row, said = talk([*parts, INSIDE, b"221 bye\r\n"])
+    row, said = talk([*parts, INSIDE, NO_TLS, b"221 bye\r\n"])
     assert (row["banner"], row["verdict"]) == ("220-mx.example ESMTP 220 ready", "open_no_tls")
-    assert said == [b"EHLO me.example\r\n", b"QUIT\r\n"]
+    assert said == [b"EHLO me.example\r\n", b"STARTTLS\r\n", b"QUIT\r\n"]
 
 
 def test_nothing_is_said_before_the_last_line_of_the_greeting() -> None:
@@ -172,6 +188,81 @@ def test_a_server_that_listens_hears_quit(name: str) -> None:
 @pytest.mark.parametrize("name", ["silence", "eof", "http", "tls stall", "tls garbage"])
 def test_quit_is_not_said_to_nobody(name: str) -> None:
     assert b"QUIT\r\n" not in talk(CASES[name][0])[1]
+
+
+@pytest.mark.parametrize(
+    ("reply", "enforced"),
+    [
+        (b"530 5.7.0 Authentication required\r\n", True),
+        (b"550 5.7.1 Client was not authenticated\r\n", True),
+        (b"250 2.1.0 Ok\r\n", False),
+        (b"452 4.3.1 no space\r\n", None),
+        (b"550 5.7.1 listed\r\n", None),
+        ("eof", None),
+    ],
+)
+@pytest.mark.parametrize("implicit", [True, False])
+def test_mail_without_login_tells_whether_a_login_is_enforced(
+    reply: Any, enforced: bool | None, implicit: bool
+) -> None:
+    begin = [TLS, b"220 mx\r\n", INSIDE] if implicit else OPEN[:5]
+    row, said = talk([*begin, reply, b"250 Ok\r\n", b"221 bye\r\n"], implicit=implicit, check_auth=True)
+    assert (row["auth_enforced"], row["verdict"], row["reached"]) == (enforced, "open", "done")
+    last = [b"MAIL FROM:<>\r\n"] if reply == "eof" else [b"MAIL FROM:<>\r\n", b"RSET\r\n", b"QUIT\r\n"]
+    assert said[-len(last) :] == last and "reply_code" not in row
+
+
+def test_a_question_on_the_side_leaves_no_trace_in_the_row() -> None:
+    silent, plain = (talk([b"220 mx\r\n", INSIDE, *more])[0] for more in ((), (NO_TLS,)))
+    assert timeless(silent) == timeless(plain)
+
+
+@pytest.mark.parametrize("behind, count", [(b"250 injected\r\n", 14), (b"", 0)])
+def test_bytes_behind_the_220_are_counted(behind: bytes, count: int) -> None:
+    assert talk([*OPEN[:2], b"220 go\r\n" + behind, *([] if behind else OPEN[3:])])[0]["extra_bytes"] == count
+
+
+def first_flight(groups: str, *, old: bool = False) -> tuple[bytes, bytes]:
+    """What a real server says first, for the groups it is made to allow: to a client of Python's ssl."""
+    [(ask, come), (out, back)] = [(ssl.MemoryBIO(), ssl.MemoryBIO()) for _ in range(2)]
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    with TemporaryDirectory() as folder:
+        from deliverkit.lab import _certificate
+
+        (pem := Path(folder) / "pem").write_text("".join(_certificate()), encoding="ascii")
+        server.load_cert_chain(pem)
+    server.set_ecdh_curve(groups)
+    if old:
+        server.maximum_version = ssl.TLSVersion.TLSv1_2
+    near = client.wrap_bio(ask, come, server_hostname="lab.example")
+    far = server.wrap_bio(out, back, server_side=True)
+    flight = b""
+    for _ in range(3):
+        for side in (near, far):
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+            out.write(come.read())
+            flight += (said := back.read())
+            ask.write(said)
+    return flight, (near.version() or "").encode()
+
+
+@pytest.mark.parametrize("group", ["secp256r1", "secp384r1", "secp521r1"])
+@pytest.mark.parametrize("old", [True, False])
+def test_the_group_is_read_from_what_the_server_says_first(group: str, old: bool) -> None:
+    flight, version = first_flight({"secp256r1": "prime256v1"}.get(group, group), old=old)
+    assert (group_of(flight), version) == (group, b"TLSv1.2" if old else b"TLSv1.3")
+
+
+FLIGHT = first_flight("prime256v1")
+
+
+@given(st.binary(max_size=300), st.integers(0, 200))
+def test_any_first_flight_gives_a_group_or_nothing(noise: bytes, cut: int) -> None:
+    flight, _ = FLIGHT
+    for bad in (noise, b"\x16\x03\x03" + noise, flight[:cut], flight[:cut] + noise + flight[cut:]):
+        assert (found := group_of(bad)) is None or found.isascii()
 
 
 def test_a_long_ehlo_is_read_to_its_end() -> None:
@@ -231,7 +322,8 @@ def test_reasons_of_openssl_become_words(reason: str | None, word: str) -> None:
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
 
-def make(name: str, names: list[str], *, by: Any = None, days: tuple[int, int] = (-9, 90), ca: bool = False) -> Any:
+def make(name: str, names: list[str], *, by: Any = None, days: tuple[int, int] = (-9, 90), ca: bool = False,
+         bare: bool = False) -> Any:  # fmt: skip
     """A certificate with its key, signed by itself or by another pair."""
     key = ec.generate_private_key(ec.SECP256R1())
     title = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -241,7 +333,8 @@ def make(name: str, names: list[str], *, by: Any = None, days: tuple[int, int] =
     if names:
         made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), critical=False)
     issuer = (by[1] if by else key).public_key()
-    made = made.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
+    if not bare:
+        made = made.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
     made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     if ca:
         usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
@@ -290,6 +383,13 @@ def test_a_wildcard_covers_one_label_only(roots: None) -> None:
 
 def test_a_chain_to_nobody_is_an_unknown_ca(roots: None) -> None:
     assert verdict(make("mx", ["mx.a.example"], by=STRANGER), STRANGER) == (False, True, "unknown_ca")
+
+
+def test_a_private_ca_that_leaves_out_key_identifiers_is_an_unknown_ca_and_a_known_one_is_left_open(
+    roots: None,
+) -> None:
+    assert verdict(make("mx", ["mx.a.example"], by=STRANGER, bare=True), STRANGER) == (False, True, "unknown_ca")
+    assert verdict(make("mx", ["mx.a.example"], by=ROOT, bare=True), ROOT) == (None, True, None)
 
 
 def test_without_a_chain_nothing_is_said_of_trust(roots: None) -> None:

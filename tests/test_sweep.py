@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import smtplib
 import socket
+import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -20,9 +23,11 @@ import pandas as pd
 import pytest
 
 import deliverkit as dk
-from deliverkit.errors import TargetError
+from deliverkit.errors import FormatError, TargetError
+from deliverkit.loop import Turns, why
 from deliverkit.resolve import Answer
 from deliverkit.schema import PROBES
+from deliverkit.targets import jobs_of
 
 HOST = "mx1.aurora.example"
 Log = list[tuple[float, str, str]]  # time, connection, what happened
@@ -37,7 +42,7 @@ def polite_server(sock: socket.socket, note: Callable[[str], None]) -> None:
     sock.sendall(b"220 mx.example ESMTP\r\n")
     for line in sock.makefile("rb"):
         note(line.decode().strip())
-        sock.sendall(b"221 bye\r\n" if line.startswith(b"QUIT") else b"250-mx.example\r\n250 SIZE\r\n")
+        sock.sendall({b"QUIT": b"221 bye\r\n", b"STAR": b"500 what?\r\n"}.get(line[:4], b"250-mx\r\n250 SIZE\r\n"))
         if line.startswith(b"QUIT"):
             return
 
@@ -132,6 +137,9 @@ def one(port: int, asked: int = 25, **how: Any) -> dict[str, Any]:
         ("a.example", [25], {"in_flight": 0}),
         ("a.example", [25], {"in_flight": 1.5}),
         ("a.example", [25], {"pace": "fast"}),
+        ("a.example", [25], {"attempts": 0}),
+        ("a.example", [25], {"family": 5}),
+        ("a.example", [25], {"family": True}),
         ("a.example", [25], {"ehlo_name": "a\r\nMAIL"}),
         ("a.example", [25], {"ehlo_name": ""}),
         ("a.example", [25], {"connect_to": "a:b"}),
@@ -423,7 +431,7 @@ def test_nothing_is_said_before_the_greeting_and_no_mail_is_begun() -> None:
     with server(polite_server) as (port, log):
         one(port, timeout=3)
         time.sleep(0.1)
-    assert [event for _, _, event in log] == ["begin", "EHLO [127.0.0.1]", "QUIT", "end"]
+    assert [event for _, _, event in log] == ["begin", "EHLO [127.0.0.1]", "STARTTLS", "QUIT", "end"]
 
 
 def test_one_operator_is_asked_twice_a_second() -> None:
@@ -577,3 +585,179 @@ def test_a_limit_on_open_files_makes_it_slower_and_not_wrong() -> None:
 def test_a_resolver_that_gives_something_else_is_named_and_nothing_hangs() -> None:
     with pytest.raises(TargetError, match="resolver"):
         dk.probe("x.example", 25, resolver=lambda host: 5, timeout=1, pace=None)  # type: ignore[arg-type,return-value]
+
+
+# The file of `out`
+
+SPOOL = """if True:
+    import sys, deliverkit as dk
+    routes = {("", port): ("127.0.0.1", int(sys.argv[2])) for port in (25, 26)}
+    dk.probe(["mx.op%d.example" % i for i in range(int(sys.argv[3]))], (25, 26), connect_to=routes, pace=None,
+             in_flight=4, vantage="office", progress=False, timeout=5, out=sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_sweep_has_lost_a_second_of_rows_at_most_and_goes_on_with_the_rest(tmp_path: Path) -> None:
+    path, served = tmp_path / "office.jsonl", 0
+
+    def act(sock: socket.socket, _: Callable[[str], None]) -> None:
+        nonlocal served
+        time.sleep(0.02)
+        sock.sendall(b"554 no\r\n")
+        served += 1
+
+    with server(act) as (port, log):
+        command = [sys.executable, "-c", SPOOL, str(path), str(port), "300"]
+        with subprocess.Popen(command) as run:
+            for _ in range(500):
+                time.sleep(0.02)
+                if served > 150:
+                    break
+            at = time.time()
+            run.kill()
+        before, early = served, len(log)
+        with path.open("ab") as file:
+            file.write(b'{"origin": "probe", "host": "mx.op')  # as if the kill had come in the middle of a line
+        kept = dk.read(path)
+        late = pd.Timestamp(at - 1, unit="s", tz="UTC")
+        assert len(kept) >= before - 1 - 1.5 / 0.02 * 4 and kept["time"].max() > late
+        assert kept["verdict"].eq("rejected").all() and kept["vantage"].eq("office").all()
+        assert subprocess.run(command, check=False).returncode == 0
+        begun_again = sum(event == "begin" for _, _, event in log[early:])
+    frame = dk.read(path)
+    assert len(frame) == 600 and not frame.duplicated(["host", "port"]).any()
+    assert begun_again == 600 - len(kept)
+    assert frame["category"].notna().all()
+
+
+def test_the_file_and_the_frame_say_the_same_and_a_second_call_tries_nothing(tmp_path: Path) -> None:
+    with dk.Lab("starttls-stripped") as lab:
+        asked: dict[str, Any] = {"connect_to": lab.connect_to, "timeout": 3, "pace": None, "out": tmp_path / "a.jsonl"}
+        frame = dk.probe(lab.hosts, **asked)
+    again = dk.probe(lab.hosts, **asked)  # the lab is gone
+    order = ["host", "port"]
+    for other in (again, dk.read(tmp_path / "a.jsonl")):
+        left, right = (f.sort_values(order, ignore_index=True) for f in (frame, other))
+        pd.testing.assert_frame_equal(left, right)
+
+
+@pytest.mark.parametrize("text", ["nonsense\n", "[1]\n", '{"origin": "probe"}\n', '{"origin": "probe", "port": "x"}\n'])
+def test_a_file_of_something_else_is_not_written_to(tmp_path: Path, text: str) -> None:
+    (path := tmp_path / "notes.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(FormatError, match=r"notes\.txt"):
+        dk.probe("127.0.0.1:1", pace=None, out=path)
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="cannot be written"):
+        dk.probe("127.0.0.1:1", pace=None, out=tmp_path / "no" / "a.jsonl")
+
+
+# Back-off, families, and what `resolve` knows
+
+
+def test_a_port_that_puts_us_off_is_tried_again_and_each_try_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = iter([b"450 4.3.2 later\r\n", b"220 mx\r\n"])
+    with server(lambda sock, _: (sock.sendall(next(replies)), sock.recv(100))) as (port, log):
+        rows = dk.probe([HOST], 25, connect_to={("", 25): ("127.0.0.1", port)}, pace=None, timeout=1, attempts=3)
+    assert list(zip(rows["attempt"], rows["verdict"], strict=True)) == [(1, "deferred"), (2, "closed_after_accept")]
+    begins = [at for at, _, event in log if event == "begin"]
+    assert begins[1] - begins[0] > 0.95
+
+
+def test_a_polite_sweep_asks_again_after_five_minutes_only() -> None:
+    turns, job = Turns(polite=True), jobs_of("127.0.0.1:25", (25,), {})[0]._replace(key="127.0.0.1")
+    turns.add(job)
+    assert turns.take(0.0) == job and turns.take(10.0) is None
+    turns.done(job, 0.0)
+    turns.again(job._replace(attempt=2), 1.0)
+    assert turns.take(300.9) is None
+    again = turns.take(301.0)
+    assert again and again.attempt == 2
+
+
+def test_both_families_are_a_row_each_and_one_without_address_says_so() -> None:
+    def resolver(name: str) -> Answer:
+        return Answer(("127.0.0.1", "::1")) if name == "both.example" else Answer(("127.0.0.1",))
+
+    frame = dk.probe(["both.example", "four.example"], 1, family="both", resolver=resolver, pace=None)
+    assert list(zip(frame["host"], frame["family"], frame["verdict"], frame["failure"], strict=True)) == [
+        ("both.example", 4, "closed", "tcp_refused"),
+        ("both.example", 6, "closed", "tcp_refused"),
+        ("four.example", 4, "closed", "tcp_refused"),
+        ("four.example", 6, "dns_fail", "dns_nodata"),
+    ]
+    assert frame["local_address"].tolist()[:2] == ["127.0.0.1", "::1"]
+
+
+def test_many_names_at_one_address_of_a_frame_cost_one_probe() -> None:
+    frame = pd.DataFrame({"host": ["mx.a.example", "mx.b.example"], "address": ["127.0.0.1"] * 2, "port": [1, 1]})
+    assert dk.probe(frame, pace=None)["host"].tolist() == ["mx.a.example"]
+
+
+def test_a_domain_that_led_nowhere_is_a_row() -> None:
+    frame = pd.DataFrame({"domain": ["a.example"], "host": [None], "port": [25], "failure": ["null_mx"]})
+    row = dk.probe(frame, pace=None).iloc[0]
+    assert (row["host"], row["verdict"], row["failure"]) == ("a.example", "dns_fail", "null_mx")
+
+
+def test_a_resumed_sweep_keeps_the_families_apart() -> None:
+    asked: dict[str, Any] = {"resolver": lambda name: Answer(("127.0.0.1", "::1")), "pace": None}
+    four = dk.probe("a.example", 1, family=4, **asked)
+    both = dk.probe("a.example", 1, family="both", resume=four, **asked)
+    assert both["family"].tolist() == [4, 6] and (both["time"].eq(four["time"][0])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("platform", "code", "expected"),
+    [
+        ("darwin", 61, ("closed", "tcp_refused", "ECONNREFUSED")),
+        ("darwin", 65, ("unreachable", "host_unreachable", "EHOSTUNREACH")),
+        ("darwin", 51, ("local_error", "local_no_route", "ENETUNREACH")),
+        ("win32", 10060, ("filtered", "tcp_timeout", "ETIMEDOUT")),
+        ("win32", 10013, ("local_error", "local_denied", "EACCES")),
+    ],
+)
+def test_numbers_of_other_systems_have_their_words_and_are_marked(platform: str, code: int, expected: Any) -> None:
+    row = why(code, at_once=platform == "darwin" and code == 51, icmp={}, platform=platform)
+    assert (row["verdict"], row["failure"], row["errno"]) == expected
+    assert row["text"].endswith(f"({platform} {code})")
+
+
+def test_a_421_for_too_many_at_a_time_is_asked_again_alone_and_no_finding() -> None:
+    live, most = 0, 0
+
+    def act(sock: socket.socket, _: Callable[[str], None]) -> None:
+        nonlocal live, most
+        live, most = live + 1, max(most, live + 1)
+        sock.sendall(b"421 4.7.0 too many\r\n" if live > 2 else b"554 no\r\n")
+        time.sleep(0.2)
+        live -= 1
+
+    with server(act) as (port, _):
+        routes = {("", number): ("", port) for number in range(1, 9)}
+        frame = dk.probe("127.0.0.1", range(1, 9), connect_to=routes, pace=None, timeout=3)
+    assert most > 2 and frame["verdict"].eq("rejected").all()
+
+
+def test_a_421_of_a_server_that_is_asked_alone_is_a_finding() -> None:
+    with server(says(b"421 4.7.0 too many\r\n", hold=False)) as (port, _):
+        routes = {("", number): ("", port) for number in range(1, 5)}
+        frame = dk.probe("127.0.0.1", range(1, 5), connect_to=routes, pace=None, timeout=3)
+    assert frame["failure"].eq("rate_limited").all()
+
+
+def test_what_a_domain_publishes_is_held_against_what_its_server_shows() -> None:
+    with dk.Lab() as lab:
+        leaf = ssl.PEM_cert_to_DER_cert(lab.certificate)
+        right, wrong = f"3 0 1 {hashlib.sha256(leaf).hexdigest()}", "3 0 1 " + "00" * 32
+        told = [(right, True), (wrong, True), (f"{wrong}; {right}", True), (right, False), (None, True), (None, None)]
+        frame = pd.DataFrame(told, columns=["tlsa", "tlsa_secure"]).assign(mta_sts="matched", port=25)
+        found = dk.probe(frame.assign(host=lab.hosts[: len(told)]), connect_to=lab.connect_to, pace=None, timeout=5)
+    assert found["dane"].astype(object).where(found["dane"].notna(), None).tolist() == [
+        *("ok", "mismatch", "ok", "unsigned", "none", None)
+    ]
+    assert set(found["mta_sts"]) == {"matched"} and found["cert_sha256"].eq(hashlib.sha256(leaf).hexdigest()).all()
+    assert found["tls_group"].notna().all()
