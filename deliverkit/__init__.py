@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 PORTS = (25, 465, 587, 2525)
 
 _WHERE = {  # public name -> module; imported on first use, so that `import deliverkit` stays light
+    "resolve": "resolve",
+    "Resolver": "resolve",
     "probe": "sweep",
     "rehearse": "rehearse",
     "Lab": "lab",
@@ -30,6 +32,9 @@ _WHERE = {  # public name -> module; imported on first use, so that `import deli
     "bounce_rates": "rates",
     "funnel": "rates",
     "egress": "egress",
+    "controls": "egress",
+    "compare": "egress",
+    "forecast": "forecast",
     "choose_port": "rules",
     "Advice": "advice",
     "plot_block_rates": "plots",

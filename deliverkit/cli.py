@@ -1,7 +1,8 @@
 """The command `deliverkit`: the same functions from a shell.
 
-Exit codes: 0 fine; 1 bad news (`probe`, `egress`: a port is not open; `choose`: no port is left); 2 the input or the
-call is wrong; 3 something to install is missing; 130 interrupted. Frames come as a table, or --json, --csv, --parquet.
+Exit codes: 0 fine; 1 bad news (`probe`, `egress`: a port is not open; `resolve`: a name leads nowhere; `choose`: no
+port is left); 2 the input or the call is wrong; 3 something to install is missing; 130 interrupted. Frames come as a
+table, or --json, --csv, --parquet.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _PROBES = ["host", "port", "mode", "reached", "verdict", "failure", "tls_version", "total_s"]  # what fits a terminal
 _ATTEMPTS = ["time", "recipient", "host", "port", "outcome", "category", "blocked_by", "status_code", "text"]
+_SERVERS = ["domain", "service", "host", "port", "mode", "address", "failure", "tlsa", "mta_sts", "source"]
 _ROWS, _WIDTH = 40, 48
 _QUESTION: dict[str, dict[str, Any]] = {  # what `choose` and `report` ask of choose_port
     "--sending": {
@@ -71,14 +73,23 @@ def _write(frame: pd.DataFrame, args: argparse.Namespace, shown: str = "") -> in
     return 0
 
 
-def _probe(args: argparse.Namespace) -> int:
-    from deliverkit.resolve import mx_hosts
+def _sweep(targets: Any, args: argparse.Namespace, **asked: Any) -> pd.DataFrame:
     from deliverkit.sweep import probe
 
-    asked = {"vantage": args.vantage, "connect_to": args.connect_to, "timeout": args.timeout}
-    pace = None if args.no_pace else "polite"
-    hosts = [host for name in args.hosts for host in (args.mx and mx_hosts(name).found) or (name,)]
-    frame = probe(hosts, args.ports, pace=pace, ehlo_name=args.ehlo_name, **asked)
+    same = ("vantage", "connect_to", "timeout", "ehlo_name", "attempts", "trace", "out")
+    asked |= {name: getattr(args, name) for name in same} | {"pace": None if args.no_pace else "polite"}
+    return probe(targets, args.ports, family=int(args.family) if args.family in ("4", "6") else args.family, **asked)
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from deliverkit.resolve import mx_hosts, resolve
+
+    targets: Any = args.hosts
+    if args.discover:
+        targets = resolve(args.hosts)
+    elif args.mx:
+        targets = [host for name in args.hosts for host in mx_hosts(name).found or (name,)]
+    frame = _sweep(targets, args, check_auth=args.check_auth)
     _write(frame, args)
     if frame["verdict"].eq("cancelled").any():
         return 130
@@ -92,11 +103,36 @@ def _rates(args: argparse.Namespace) -> int:
 
 
 def _egress(args: argparse.Namespace) -> int:
-    from deliverkit.egress import egress, show_egress
+    from deliverkit.egress import compare, controls, egress, show_egress
+    from deliverkit.forecast import forecast
 
-    found = egress(_read(args.paths))
-    _write(found, args, show_egress(found))
+    hosts = controls(args.controls)
+    hosts = hosts[hosts["port"].isin(args.ports) | hosts["role"].ne("mail")]
+    probes = _read(args.paths) if args.paths else _sweep(hosts, args)
+    expected = forecast(args.provider, args.network) if args.provider or args.network else None
+    found = egress(probes, forecast=expected)
+    told = [show_egress(found)]
+    if probes["vantage"].nunique() > 1:
+        pairs = compare(probes)
+        told.append(show_egress(pairs[pairs["verdict"].ne("same")]) if len(pairs) else "")
+    _write(found, args, "\n\n".join(told))
     return 1 if found["verdict"].isin(["open", "unclear"]).eq(False).any() else 0
+
+
+def _resolve(args: argparse.Namespace) -> int:
+    from deliverkit.resolve import resolve
+
+    found = resolve(args.domains)
+    _write(found, args, found[[name for name in _SERVERS if found[name].notna().any()]].to_string(index=False))
+    return 1 if found["host"].isna().any() else 0
+
+
+def _forecast(args: argparse.Namespace) -> int:
+    from deliverkit.forecast import forecast
+
+    found = forecast(args.provider, args.network)
+    shown = found[["network", "provider", "port", "expected", "why"]]
+    return _write(found, args, shown.dropna(axis=1, how="all").to_string(index=False))
 
 
 def _choose(args: argparse.Namespace) -> int:
@@ -194,8 +230,22 @@ def _parser() -> argparse.ArgumentParser:
     main.add_argument("--version", action="version", version=f"deliverkit {__version__}")
     verbs = main.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
+    sweep = argparse.ArgumentParser(add_help=False)
+    add: Any = sweep.add_argument_group("how to probe").add_argument
+    add("--ports", type=_ports, default=list(PORTS), help="default: 25,465,587,2525")
+    add("--vantage", help="name of the network you are in")
+    add("--timeout", type=_timeout, default="standard", help="seconds, or quick, standard, patient")
+    add("--family", choices=["4", "6", "both"], help="IP version; default: 4 where there is one")
+    add("--trace", action="store_true", help="walk to ports that died where others of the host did not (Linux)")
+    add("--attempts", type=int, default=1, help="how often a port is tried that answers 4xx, 5 minutes apart")
+    add("--out", metavar="FILE", help="add each row to this file as it comes; the same call goes on where it stopped")
+    add("--connect-to", action="append", metavar="HOST:PORT:ADDRESS:PORT", help="as curl has it")
+    add("--no-pace", action="store_true", help="no polite pauses, for servers of your own")
+    add("--ehlo-name", help="name given in EHLO")
+
     def verb(name: str, run: Any, says: str, *, paths: bool = False, frame: bool = False) -> Any:
-        made = verbs.add_parser(name, help=says, description=says)
+        parents = [sweep] if run in (_probe, _egress) else []
+        made = verbs.add_parser(name, help=says, description=says, parents=parents)
         made.set_defaults(run=run)
         if paths:
             made.add_argument("paths", nargs="+", metavar="PATH", help="logs, bounces, exports, frames")
@@ -213,17 +263,23 @@ def _parser() -> argparse.ArgumentParser:
     verb("tour", _tour, "the whole thing on a loopback network and sample data; writes a report")
     add = verb("probe", _probe, "try the SMTP ports of hosts", frame=True)
     add("hosts", nargs="+", help="host names or addresses, host:port for a single port")
-    add("--ports", type=_ports, default=list(PORTS), help="default: 25,465,587,2525")
     add("--mx", action="store_true", help="these are mail domains: probe their mail servers")
-    add("--vantage", help="name of the network you are in")
-    add("--timeout", type=_timeout, default="standard", help="seconds, or quick, standard, patient")
-    add("--connect-to", action="append", metavar="HOST:PORT:ADDRESS:PORT", help="as curl has it")
-    add("--no-pace", action="store_true", help="no polite pauses, for servers of your own")
-    add("--ehlo-name", help="name given in EHLO")
+    add("--discover", action="store_true", help="these are mail domains: probe all that they publish, on its own ports")
+    add("--check-auth", action="store_true", help="ask MAIL FROM:<> without login, then RSET")
+    add = verb("resolve", _resolve, "what mail domains publish: MX, SRV, autoconfig, TLSA, MTA-STS", frame=True)
+    add("domains", nargs="+")
     verb("read", lambda a: _write(_read(a.paths), a), "read what is there as a frame", paths=True, frame=True)
     add = verb("rates", _rates, "block rates of what was read", paths=True, frame=True)
     add("--by", default="port", help="columns, comma separated; also hour, day, week, month")
-    verb("egress", _egress, "whether the network lets mail ports out, by probes of many hosts", paths=True, frame=True)
+    says = "whether the network lets mail ports out: by these probes, or by probing well known mail servers from here"
+    add = verb("egress", _egress, says, frame=True)
+    add("paths", nargs="*", metavar="PATH", help="probes of many hosts; of several networks, they are compared, too")
+    add("--controls", metavar="FILE", help="CSV of servers to probe instead: host, port, operator, role")
+    add("--network", help="compare with what this network publishes, Hetzner Cloud for one")
+    add("--provider", help="compare with what this provider publishes")
+    add = verb("forecast", _forecast, "what should be open, by published policies, before probing", frame=True)
+    add("--network", help="name of the network you send from, Hetzner Cloud for one")
+    add("--provider", help="name of your mail provider, SendGrid for one")
     add = verb("choose", _choose, "the port to use, and why")
     add("--network", help="name of the network you send from, Hetzner Cloud for one")
     add("--security", help="implicit or starttls, if your software can do only that")

@@ -196,7 +196,7 @@ def choose_port(sending: str = "application", policy: str = "guide", provider: s
     sending, policy = known_name("sending", sending, SENDING), known_name("policy", policy, POLICIES)
     wanted = "any" if security is None else known_name("security", security, ("implicit", "starttls"))
     needs = "implicit" if sending == "legacy" else wanted
-    esp, nets = facts.table("esp_ports"), facts.table("network_policies")
+    esp, nets = facts.table("esp_ports"), facts.table("network_policies").query("direction == 'outbound'")
     if provider is not None:
         provider = known_name("provider", provider, list(esp["provider"].unique()))
     if network is not None:

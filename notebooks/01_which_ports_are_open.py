@@ -72,6 +72,20 @@ explore.port.value = ""
 dk.egress(probes)[["port", "verdict", "confidence", "why"]].round(3)
 
 # %% [markdown]
+# On your own network: `dk.egress(dk.probe(dk.controls(), vantage="office", out="office.jsonl"))` asks well known mail
+# servers, politely. What should it find? The published policies of a network and a provider say so beforehand.
+
+# %%
+dk.forecast("Amazon SES", "Hetzner Cloud")[["network", "provider", "port", "expected", "noted"]]
+
+# %% [markdown]
+# Where measurement and policy differ, something changed, or something is in between.
+
+# %%
+expected = dk.forecast(network="Hetzner Cloud")
+dk.egress(probes, forecast=expected)[["port", "verdict", "expected", "differs"]]
+
+# %% [markdown]
 # The sweep at hand, for comparison. (Shipped with deliverkit: three networks; your own with `dk.read("path")`.)
 
 # %%

@@ -85,6 +85,13 @@ explore.port.value = explore.split.value = ""
 dk.egress(probes)[["vantage", "port", "verdict", "confidence", "why"]].round(3)
 
 # %% [markdown]
+# A second network makes it sure: the same servers, port by port, that answer one and not the other.
+
+# %%
+columns = ["vantage", "other", "port", "asked", "both", "only_here", "only_there", "p", "verdict"]
+dk.compare(probes)[columns].round(4)
+
+# %% [markdown]
 # Mail logs and exports answer the same question for mail that was really sent. Lines that only repeat an older failure
 # are read but never counted.
 

@@ -66,7 +66,39 @@ def test_frames_come_as_table_json_csv_and_parquet(tmp_path: Path) -> None:
 def test_egress_says_who_blocks_in_lines() -> None:
     done = run("egress", DATA / "probes.csv")
     assert done.returncode == 1 and "office, port 25: blocked by network (>99 %): 0 of 8 hosts" in done.stdout
-    assert "office, port 587: open" in done.stdout and len(done.stdout.splitlines()) == 12
+    networks, pairs = done.stdout.split("\n\n")
+    assert "office, port 587: open" in networks and len(networks.splitlines()) == 12
+    assert "home against office, port 25: blocked from office (p = 0.031): of 8 hosts 6 answered home on 25, 0" in pairs
+    assert " same" not in pairs
+
+
+def test_egress_without_files_probes_controls_and_writes_a_file_that_joins_in(tmp_path: Path) -> None:
+    hosts = Lab().hosts
+    table = "".join(f"{host},{port},op{n}\n" for n, host in enumerate(hosts) for port in (25, 587))
+    (tmp_path / "controls.csv").write_text("host,port,operator\n" + table, encoding="utf-8")
+    files = []
+    for vantage, scenario in (("office", "isp-blocks-25"), ("cloud", "open")):
+        files.append(tmp_path / f"{vantage}.jsonl")
+        with Lab(scenario) as lab:
+            routes = [f"{host}:{port}:{at}:{to}" for (host, port), (at, to) in lab.connect_to.items()]
+            how = [word for route in routes for word in ("--connect-to", route)]
+            how += ["--controls", tmp_path / "controls.csv", "--vantage", vantage, "--out", files[-1], "--timeout", "2"]
+            done = run("egress", *how, "--no-pace", "--network", "Hetzner Cloud")
+        shut = vantage == "office"
+        said = f"{vantage}, port 25: {'blocked by network' if shut else 'open'}"
+        assert done.returncode == int(shut) and said in done.stdout, done.stdout + done.stderr
+    done = run("egress", *files)
+    assert "cloud against office, port 25: blocked from office (p = 0.0078)" in done.stdout
+
+
+def test_forecast_says_what_is_published() -> None:
+    done = run("forecast", "--network", "Hetzner Cloud", "--provider", "SendGrid")
+    assert done.returncode == 0 and "blocked" in done.stdout and "SendGrid listens on 587" in done.stdout
+
+
+def test_resolve_of_a_name_that_is_none_is_bad_news() -> None:
+    done = run("resolve", "a..example")
+    assert done.returncode == 2 and "a..example" in done.stderr
 
 
 def test_reports_are_written_per_client_and_as_what_the_ending_says(tmp_path: Path) -> None:
