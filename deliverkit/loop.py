@@ -32,7 +32,20 @@ from deliverkit.resolve import Answer
 from deliverkit.targets import Job, is_ip
 
 _STEPS = {"dns": "connect", "tcp": "connect", "banner": "rules", "ehlo": "rules"}  # `reached` -> step; else encryption
-_READ, _WRITE, _WAIT = selectors.EVENT_READ, selectors.EVENT_WRITE, object()
+_WAIT = object()
+if sys.platform == "linux":  # the same calls as a selector's, without a named tuple for every event
+    from select import EPOLLIN as _READ
+    from select import EPOLLOUT as _WRITE
+    from select import epoll as _Poll
+else:
+    from selectors import EVENT_READ as _READ
+    from selectors import EVENT_WRITE as _WRITE
+
+    class _Poll(selectors.DefaultSelector):
+        def poll(self, timeout: float) -> list[tuple[int, int]]:
+            return [(key.fd, mask) for key, mask in self.select(timeout)]
+
+
 ERRQUEUE = socket.MSG_ERRQUEUE if sys.platform == "linux" else 0
 RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}  # Linux, ip(7)
 _FLIGHT = 32768  # bytes of a server's first flight that are kept to read the group from
@@ -187,7 +200,7 @@ class Loop:
             else:
                 self.unknown[job.dial].append(job)
         self.names = iter(list(self.unknown))  # one iterator for all threads
-        self.selector, self.context = selectors.DefaultSelector(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.poll, self.context = _Poll(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE  # heard first, judged afterwards
         self.context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED  # an old server is a finding, not an error
         self.context.set_ciphers("DEFAULT:@SECLEVEL=0")
@@ -250,16 +263,16 @@ class Loop:
                 wait = max(0.0, min(*firsts, 0.02, inf))  # nobody wakes the loop
                 if not self.lines:
                     sleep(wait)  # Windows cannot select from nothing
-                for key, _ in self.selector.select(wait) if self.lines else ():
-                    if key.fd in self.lines:
-                        self._wake(key.data)
+                for fd, _ in self.poll.poll(wait) if self.lines else ():
+                    if line := self.lines.get(fd):  # nothing is opened before all who are ready had their turn
+                        self._wake(line)
                 self._expire(monotonic())
         except BaseException as problem:  # noqa: BLE001 - raised where the caller waits
             self._put(problem)
         finally:
             for line in self.lines.values():
                 line.sock.close()
-            self.selector.close()
+            self.poll.close()
 
     def _expire(self, now: float) -> None:
         """End what has waited for too long. A stage has one length for all, so its oldest entry is the first due."""
@@ -287,7 +300,7 @@ class Loop:
             line.sock.setsockopt(*RECVERR[family], 1)
         code = line.sock.connect_ex((job.dial, job.dial_port))
         self.lines[line.fd] = line
-        self.selector.register(line.fd, _WRITE, line)
+        self.poll.register(line.fd, _WRITE)
         self.due["connect"][line.fd] = line.began + self.limits["connect"]
         self.due["total"][line.fd] = line.began + self.limits["total"]
         if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
@@ -327,8 +340,8 @@ class Loop:
             self.due[ask.stage][line.fd] = monotonic() + self.limits[ask.stage]
         line.ask = ask
         if ask.what == "tls":
-            host = line.job.host.rstrip(".")
-            name = None if is_ip(host) else host.encode("idna").decode()  # an address is no name to ask for
+            host = line.job.host.rstrip(".")  # an address is no name to ask for
+            name = None if is_ip(host) else host if host.isascii() else host.encode("idna").decode()
             line.came, line.goes = ssl.MemoryBIO(), ssl.MemoryBIO()
             line.tls = self.context.wrap_bio(line.came, line.goes, server_hostname=name)
         elif line.tls:
@@ -357,7 +370,7 @@ class Loop:
             if not isinstance(event, dict):  # our Finished leaves with the command that follows
                 while line.out:
                     line.out = line.out[line.sock.send(line.out) :]
-            return self._want(line, _READ) if event is _WAIT else event
+            return self._want(line, _READ) if event is _WAIT and line.wants != _READ else event
         except BlockingIOError:
             return self._want(line, _WRITE if line.out else _READ)
         except ssl.SSLZeroReturnError:
@@ -371,7 +384,7 @@ class Loop:
 
     def _want(self, line: _Line, wants: int) -> object:
         if line.wants != wants:
-            self.selector.modify(line.fd, wants, line)
+            self.poll.modify(line.fd, wants)
             line.wants = wants
         return _WAIT
 
@@ -412,7 +425,7 @@ class Loop:
         self._close(line)
 
     def _close(self, line: _Line) -> None:
-        self.selector.unregister(line.fd)
+        self.poll.unregister(line.fd)
         line.sock.close()
         line.talk = None
         del self.lines[line.fd], self.due[line.ask.stage][line.fd], self.due["total"][line.fd]

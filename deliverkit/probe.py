@@ -45,6 +45,7 @@ class Ask(NamedTuple):
     data: bytes = b""
 
 
+_READS = {stage: Ask("read", stage) for stage in ("banner", "ehlo", "starttls", "tls", "quit")}
 # Time and: bytes read; None (all sent); columns (TLS is up); or a word: eof, reset, timeout, tls_...
 # Bytes in answer to `tls` are plain text that came where TLS should have begun.
 Event = tuple[float, bytes | str | dict[str, Any] | None]
@@ -182,7 +183,7 @@ class Dialogue:
             if len(line) > _MAX_LINE or len(lines) > _MAX_LINES:
                 raise self._lost("line_too_long", (lines or [line[:_MAX_LINE]])[0])
             if not end:
-                self._now, got = yield Ask("read", stage)
+                self._now, got = yield _READS[stage]
                 if isinstance(got, bytes):
                     self._buffer += got
                 elif got == "eof" and re.match(rb"[45]\d\d ", self._buffer):
