@@ -14,10 +14,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from deliverkit import PORTS, __version__
-from deliverkit.errors import DeliverkitError, FormatError
+from deliverkit.errors import DeliverkitError, FormatError, TargetError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def _write(frame: pd.DataFrame, args: argparse.Namespace, shown: str = "") -> in
     elif "outcome" in frame:
         brief = frame[_PROBES if "verdict" in frame else _ATTEMPTS].head(_ROWS).copy()
         for name in brief.columns[brief.dtypes == "string"]:
-            brief[name] = brief[name].map(lambda s: _plain(s.replace("\n", " "))[:_WIDTH], "ignore")
+            brief[name] = brief[name].map(lambda s: _plain(s.replace("\n", " "))[:_WIDTH], "ignore").astype("string")
         print(brief.to_string(index=False, na_rep="–"))
         if len(frame) > _ROWS:
             print(f"… {len(frame) - _ROWS} rows more; --csv, --json or --parquet FILE gives all rows and columns")
@@ -78,7 +78,9 @@ def _sweep(targets: Any, args: argparse.Namespace, **asked: Any) -> pd.DataFrame
 
     same = ("vantage", "connect_to", "timeout", "ehlo_name", "attempts", "trace", "out")
     asked |= {name: getattr(args, name) for name in same} | {"pace": None if args.no_pace else "polite"}
-    return probe(targets, args.ports, family=int(args.family) if args.family in ("4", "6") else args.family, **asked)
+    return probe(
+        targets, args.ports or PORTS, family=int(args.family) if args.family in ("4", "6") else args.family, **asked
+    )
 
 
 def _probe(args: argparse.Namespace) -> int:
@@ -90,6 +92,8 @@ def _probe(args: argparse.Namespace) -> int:
     elif args.mx:
         targets = [host for name in args.hosts for host in mx_hosts(name).found or (name,)]
     frame = _sweep(targets, args, check_auth=args.check_auth)
+    if frame.empty:
+        raise TargetError("there is nothing to probe")
     _write(frame, args)
     if frame["verdict"].eq("cancelled").any():
         return 130
@@ -106,17 +110,65 @@ def _egress(args: argparse.Namespace) -> int:
     from deliverkit.egress import compare, controls, egress, show_egress
     from deliverkit.forecast import forecast
 
-    hosts = controls(args.controls)
-    hosts = hosts[hosts["port"].isin(args.ports) | hosts["role"].ne("mail")]
-    probes = _read(args.paths) if args.paths else _sweep(hosts, args)
+    if args.paths:
+        probes = _of(_several(args.paths, args), args.vantage)
+    else:
+        hosts = controls(args.controls)
+        if args.ports or not args.controls:
+            hosts = hosts[hosts["port"].isin(args.ports or PORTS) | hosts["role"].ne("mail")]
+        probes = _sweep(hosts, args)
     expected = forecast(args.provider, args.network) if args.provider or args.network else None
+    if args.network and probes["vantage"].nunique() > 1:
+        raise TargetError("--network is about one network, these probes come from several: choose with --vantage")
     found = egress(probes, forecast=expected)
     told = [show_egress(found)]
     if probes["vantage"].nunique() > 1:
         pairs = compare(probes)
-        told.append(show_egress(pairs[pairs["verdict"].ne("same")]) if len(pairs) else "")
-    _write(found, args, "\n\n".join(told))
+        told.append(show_egress(pairs[pairs["verdict"].ne("same")]) if pairs["verdict"].ne("same").any() else "")
+    _write(found, args, "\n\n".join(filter(None, told)))
+    if probes["verdict"].eq("cancelled").any():
+        return 130
     return 1 if found["verdict"].isin(["open", "unclear"]).eq(False).any() else 0
+
+
+def _several(paths: Sequence[str], args: argparse.Namespace) -> pd.DataFrame:
+    """Probes of several files; what two of them have of the same network is named, as the later counts."""
+    import pandas as pd
+
+    for name in ("out", "controls", "trace", "connect_to", "ports"):
+        if getattr(args, name):
+            raise TargetError(f"--{name.replace('_', '-')} is for probing, and these are files: leave one of them out")
+    frames = [_read([path]) for path in paths]
+    keys, seen = ["vantage", "host", "port", "address"], set[Any]()
+    for path, frame in zip(paths, frames, strict=True):
+        if "verdict" not in frame:
+            raise FormatError(path, "these are no probes; deliverkit rates counts what mail itself met")
+        here = set(frame[keys].astype(object).where(frame[keys].notna(), None).itertuples(index=False, name=None))
+        if twice := here & seen:
+            of = next(iter(twice))[0] or "a network without a name (--vantage gives one)"
+            warnings.warn(
+                f"{path}: {len(twice)} ports of {of} stand in a file before, too: as one network", stacklevel=2
+            )
+        seen |= here
+    return pd.concat(frames, ignore_index=True)
+
+
+def _of(frame: pd.DataFrame, vantage: str | None) -> pd.DataFrame:
+    """What was seen from one network, if one is named."""
+    from deliverkit.rules import known_name
+
+    if vantage is None:
+        return frame
+    there = sorted(map(str, frame["vantage"].dropna().unique()))
+    known_name("vantage", vantage, there or ["no network at all"])
+    return frame[frame["vantage"].eq(vantage).fillna(False)]
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from deliverkit.egress import compare, show_egress
+
+    found = compare(_read(args.paths))
+    return _write(found, args, show_egress(found))
 
 
 def _resolve(args: argparse.Namespace) -> int:
@@ -131,19 +183,15 @@ def _forecast(args: argparse.Namespace) -> int:
     from deliverkit.forecast import forecast
 
     found = forecast(args.provider, args.network)
-    shown = found[["network", "provider", "port", "expected", "why"]]
+    shown = found[["network", "provider", "port", "expected", "why", "noted", "evidence"]]
     return _write(found, args, shown.dropna(axis=1, how="all").to_string(index=False))
 
 
 def _choose(args: argparse.Namespace) -> int:
-    from deliverkit.rules import choose_port, known_name
+    from deliverkit.rules import choose_port
 
     asked = {"provider": args.provider, "network": args.network, "security": args.security}
-    evidence = _read(args.evidence) if args.evidence else None
-    if evidence is not None and args.vantage:
-        there = sorted(map(str, evidence["vantage"].dropna().unique()))
-        known_name("vantage", args.vantage, there or ["no network at all"])
-        evidence = evidence[evidence["vantage"].eq(args.vantage).fillna(False)]
+    evidence = _of(_read(args.evidence), args.vantage) if args.evidence else None
     advice = choose_port(args.sending, args.policy, evidence=evidence, **asked)
     print(json.dumps(advice.to_dict(), indent=2) if args.json else _plain(advice))
     return 0 if advice.port else 1
@@ -224,20 +272,30 @@ def _timeout(word: str) -> str | float:
         return word
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"deliverkit: {_plain(message)} ({self.prog} --help says more)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     says = "Did our mail leave, did it arrive, and is the port to blame?"
-    main = argparse.ArgumentParser(prog="deliverkit", description=says)
+    main = _Parser(prog="deliverkit", description=says, allow_abbrev=False)
     main.add_argument("--version", action="version", version=f"deliverkit {__version__}")
     verbs = main.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
-    sweep = argparse.ArgumentParser(add_help=False)
+    sweep = _Parser(add_help=False)
     add: Any = sweep.add_argument_group("how to probe").add_argument
-    add("--ports", type=_ports, default=list(PORTS), help="default: 25,465,587,2525")
+    add("--ports", type=_ports, help="default: 25,465,587,2525, or those of --controls")
     add("--vantage", help="name of the network you are in")
     add("--timeout", type=_timeout, default="standard", help="seconds, or quick, standard, patient")
     add("--family", choices=["4", "6", "both"], help="IP version; default: 4 where there is one")
     add("--trace", action="store_true", help="walk to ports that died where others of the host did not (Linux)")
-    add("--attempts", type=int, default=1, help="how often a port is tried that answers 4xx, 5 minutes apart")
+    add(
+        "--attempts",
+        type=int,
+        default=1,
+        help="how often a port is tried that answers 4xx, 5 minutes apart (1 s with --no-pace)",
+    )
     add("--out", metavar="FILE", help="add each row to this file as it comes; the same call goes on where it stopped")
     add("--connect-to", action="append", metavar="HOST:PORT:ADDRESS:PORT", help="as curl has it")
     add("--no-pace", action="store_true", help="no polite pauses, for servers of your own")
@@ -245,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(name: str, run: Any, says: str, *, paths: bool = False, frame: bool = False) -> Any:
         parents = [sweep] if run in (_probe, _egress) else []
-        made = verbs.add_parser(name, help=says, description=says, parents=parents)
+        made = verbs.add_parser(name, help=says, description=says, parents=parents, allow_abbrev=False)
         made.set_defaults(run=run)
         if paths:
             made.add_argument("paths", nargs="+", metavar="PATH", help="logs, bounces, exports, frames")
@@ -277,6 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--controls", metavar="FILE", help="CSV of servers to probe instead: host, port, operator, role")
     add("--network", help="compare with what this network publishes, Hetzner Cloud for one")
     add("--provider", help="compare with what this provider publishes")
+    verb("compare", _compare, "two networks or more, port by port, on the same hosts", paths=True, frame=True)
     add = verb("forecast", _forecast, "what should be open, by published policies, before probing", frame=True)
     add("--network", help="name of the network you send from, Hetzner Cloud for one")
     add("--provider", help="name of your mail provider, SendGrid for one")

@@ -66,22 +66,28 @@ def controls(path: str | PathLike[str] | pd.DataFrame | None = None) -> pd.DataF
     of the host) and `role` (else by port and address). Fewer than 8 hosts of 5 operators on a mail port are warned of;
     FormatError says what cannot be read.
     """
-    name, made = "frame of controls" if isinstance(path, pd.DataFrame) else str(path), []
+    name, made, at = "frame of controls" if isinstance(path, pd.DataFrame) else str(path), [], None
     try:
         given: Any = facts.table("controls") if path is None else path
         if not isinstance(given, pd.DataFrame):
             given = pd.read_csv(given, dtype="string", encoding="utf-8-sig", skipinitialspace=True)
+        if missing := {"host", "port"} - set(given):
+            raise ValueError(f"the header lacks {' and '.join(sorted(missing))}")
         given = given.reindex(columns=["host", "port", "operator", "role"]).astype(object)
-        for row in given.where(given.notna(), None).to_dict("records"):
+        for line, row in enumerate(given.where(given.notna(), None).to_dict("records"), 2):  # below the header
+            at = line
             if not row["host"] or not row["port"] or row["role"] not in (None, "mail", "web", "testnet"):
-                raise ValueError("each row wants host, port, perhaps operator, perhaps role: mail, web or testnet")
+                raise ValueError("a row wants a host and a port; its role, if any, is mail, web or testnet")
             [job] = jobs_of(pd.DataFrame([row]), (), {})
             role = "testnet" if _TEST_NET.match(job.host) else "web" if job.port in _NO_MAIL else "mail"
             made.append((job.host, job.port, row["operator"] or crowd_of(job.host), row["role"] or role))
+        at = None
         if "mail" not in {role for *_, role in made}:
             raise ValueError("there is no mail server in it")
-    except (OSError, ValueError, TargetError) as problem:
-        raise FormatError(name, f"no list of controls: {problem}") from None
+    except OSError as problem:
+        raise FormatError(name, f"cannot be read: {problem.strerror or problem}") from None
+    except (ValueError, TargetError) as problem:
+        raise FormatError(name, f"no list of controls: {problem}", line=at) from None
     table = pd.DataFrame(made, columns=list(given)).astype({"port": "Int64"})
     table = table.drop_duplicates(["host", "port"], ignore_index=True)
     for port, rows in table[table["role"] == "mail"].groupby("port"):
@@ -281,8 +287,7 @@ def _judge(here: list[_Row], rest: list[_Row], earlier: list[_Row], up: Mapping[
     live = any(row["kind"] in (*_UP, "rst") for row in rest)
     said.insert(0, f"{yes} of {n} hosts of {len(operators)} operators answered on {port}")
     if not here and not rest and {row["failure"] for row in unasked} <= {"dns_timeout", "dns_servfail"}:
-        made |= {"verdict": "offline", "confidence": 1 - _WEB_LOST}
-        said.append("no name server answered")
+        said.append("no name server answered, so nothing was tried")
     elif not here:
         said.append("no name was found")
     elif not told:
@@ -385,7 +390,7 @@ def egress(probes: pd.DataFrame, *, forecast: pd.DataFrame | None = None, earlie
     published: dict[Any, tuple[str, str]] = {}
     if forecast is not None:
         FORECAST.check(forecast, ["port", "expected", "why"])
-        for word in ("unknown", "open", "blocked"):  # what one party blocks is blocked
+        for word in ("open", "unknown", "blocked"):  # what one blocks is blocked, what one keeps quiet is not known
             said = forecast[forecast["expected"] == word].iloc[::-1]
             published |= {port: (word, text(why)) for port, why in zip(said["port"], said["why"], strict=True)}
     places, rows = ("vantage", "local_address", "family"), []
@@ -422,9 +427,10 @@ def compare(probes: pd.DataFrame, vantage: str | None = None, other: str | None 
     """
     seen = [r for r in _seen(probes) if _asked(r) and r["kind"] != "local" and r["port"] not in _NO_MAIL]
     by = _by(seen, "vantage")
-    if len(by) < 2 or {vantage, other} - {None, *by}:
+    if len(by) < 2 or {vantage, other} - {None, *by} or (vantage is not None and vantage == other):
+        named = "".join(f", {name!r}" for name in (vantage, other) if name is not None)
         have = ", ".join(map(text, by)) or "none"
-        raise SchemaError(f"comparison: two vantages are wanted, {vantage} and {other}; there is {have}")
+        raise SchemaError(f"comparison: two different vantages of the frame are wanted{named}; it has {have}")
     rows: list[dict[str, Any]] = []
     for a, b in combinations(sorted(by), 2):
         if {vantage, other} - {None, a, b}:
@@ -467,7 +473,7 @@ def show_egress(verdicts: pd.DataFrame) -> str:
         sure = f"p = {row['p']:.2g}" if "p" in row else text(row["confidence"], "rate")
         why = str(row["why"]).split("; ")
         told = 1 if row["verdict"] == "open" and row["answered"] == row["controls"] else 2
-        why = why if row["verdict"] == "unclear" else why[:told] + why[-1:] * (row.get("differs") is True)
+        why = why if row["verdict"] == "unclear" else why[:told] + why[-1:] * (row.get("differs") in (True, False))
         whose = {"blocked_here": row["vantage"], "blocked_there": row.get("other")}.get(row["verdict"])
         verdict = text(row["verdict"], "verdict") if whose is None else f"blocked from {text(whose)}"
         verdict += f" ({sure})" * (sure != "–")

@@ -10,6 +10,7 @@ import pandas as pd
 from deliverkit import PORTS, facts
 from deliverkit.rules import known_name
 from deliverkit.schema import FORECAST
+from deliverkit.targets import ports_of
 
 
 def forecast(provider: str | None = None, network: str | None = None,
@@ -19,10 +20,11 @@ def forecast(provider: str | None = None, network: str | None = None,
     `provider` and `network` are names of the facts tables (`esp_ports`, `network_policies`), any case, or a part that
     is unique. One row per port of `ports` and party: the network (what it lets out) and the provider (where it
     listens). A port that a party's published facts do not name is `unknown`, not open. Raises FactsError for a name
-    that is not known. `dk.egress(probes, forecast=...)` shows where measurement and forecast differ.
+    that is not known, TargetError for a port that is none. `dk.egress(probes, forecast=...)` shows where measurement
+    and forecast differ.
     """
     [rule] = [rule for rule in facts.tables("port_rules")["rule"] if rule["id"] == "network-shuts"]
-    shut, wanted = rule["when"]["network"], [ports] if isinstance(ports, int) else list(ports)
+    shut, wanted = rule["when"]["network"], ports_of(ports)
     made: list[dict[str, Any]] = []
     nets, esps = facts.table("network_policies"), facts.table("esp_ports")
     nets = nets[nets["direction"] == "outbound"].rename(columns={"operator": "network"})

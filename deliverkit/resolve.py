@@ -74,7 +74,7 @@ class Resolver:
         self._hosts = _hosts_file() if hosts else {}
         self._dns = dns.resolver.Resolver(configure=False)
         if nameserver is None:
-            with suppress(dns.resolver.NoResolverConfiguration):  # then every question fails: dns_servfail
+            with suppress(dns.resolver.NoResolverConfiguration):  # then every question fails: dns_timeout
                 self._dns = dns.resolver.Resolver()
         else:
             way = jobs_of(nameserver, 53, {})[0]
@@ -111,9 +111,12 @@ class Resolver:
             response, word = got.response, None if got.rrset else "dns_nodata"
         except dns.resolver.NXDOMAIN as no:
             [response], word = cast(Any, no).responses().values(), "dns_nxdomain"
-        except dns.exception.DNSException as lost:  # NoNameservers: also REFUSED and answers that cannot be read
-            word = "dns_servfail" if isinstance(lost, dns.resolver.NoNameservers) else "dns_nxdomain"  # no name at all
-            return _Said(failure="dns_timeout" if isinstance(lost, dns.exception.Timeout) else word), _AGAIN_S
+        except dns.resolver.NoNameservers as lost:  # also REFUSED, answers that cannot be read, and nobody there
+            heard = any(error[-1] is not None for error in lost.kwargs.get("errors", ()))
+            return _Said(failure="dns_servfail" if heard else "dns_timeout"), _AGAIN_S
+        except dns.exception.DNSException as lost:  # also a name that no zone can hold
+            late = isinstance(lost, dns.exception.Timeout)
+            return _Said(failure="dns_timeout" if late else "dns_nxdomain"), _AGAIN_S
         chain, secure = response.resolve_chaining(), bool(response.flags & dns.flags.AD) if self._trust_ad else None
         return _Said(tuple(chain.answer or ()), word, secure, _text(chain.canonical_name)), chain.minimum_ttl
 

@@ -52,15 +52,15 @@ def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int
     port)} or "HOST:PORT:ADDRESS:PORT", where nothing means any on the left and unchanged on the right; the first
     that fits counts. `timeout` is seconds per stage, or quick (connect 5, banner 10, others 10), standard (10, 30, 30)
     or patient (30, 300, 300); a whole probe ends after connect + banner + 3 others + 2 s. `pace="polite"` keeps to one
-    connection at a time and one new a second per address, two a second per operator (last two labels, or /24, /48),
-    100 in all; a 421 halves its operator's. None lifts that, for servers of one's own; an address that says 421 to
-    several at a time is then asked again alone. `attempts` is how often a port is tried that puts us off with 4xx, not
-    before 300 s have passed (1 s without pace). `check_auth` asks MAIL FROM:<> without login, then RSET:
-    `auth_enforced`. `trace` walks the path (Linux) of each port that died where another port of the address did not:
-    `last_hop`. `progress` is True, False or a function of (done, total); by default a bar
-    shows where stderr is a terminal. `ehlo_name` is by default the name of the own address if it leads back there, else
-    its literal; `resolver` is a `dk.Resolver` or a function of a name that gives an `Answer`. Raises TargetError for
-    what must not be run.
+    connection at a time and one new a second per address (or host that is mapped elsewhere), two a second per operator
+    (last two labels, or /24, /48), 100 in all; a 421 halves its operator's. None lifts that, for servers of one's own;
+    an address that says 421 to several at a time is then asked again alone. `attempts` is how often a port is tried
+    that puts us off with 4xx, not before 300 s have passed (1 s without pace). `check_auth` asks MAIL FROM:<> without
+    login, then RSET: `auth_enforced`. `trace` walks the path (Linux) of each port that died where another port of the
+    address did not: `last_hop`. `progress` is True, False or a function of (done, total); by default a bar shows where
+    stderr is a terminal. `ehlo_name` is by default the name of the own address if it leads back there, else its
+    literal; `resolver` is a `dk.Resolver` or a function of a name that gives an `Answer`. Raises TargetError for what
+    must not be run.
 
     Setting `stop` (a `threading.Event`) from elsewhere, or Ctrl-C, ends the sweep within half a second: what is done is
     kept, the rest are rows with verdict `cancelled`, which are not `attempted`. `resume` is such a frame: what it has
@@ -75,11 +75,16 @@ def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int
         raise TargetError(f"pace should be 'polite' or None, not {pace!r}")
     if ehlo_name is not None and not re.fullmatch(r"[!-~]{1,255}", ehlo_name):
         raise TargetError(f"ehlo_name should be one word in ASCII, not {ehlo_name!r}")
+    if not (stop is None or isinstance(stop, Flag)) or not (resolver is None or callable(resolver)):
+        raise TargetError("stop should be a threading.Event, resolver a dk.Resolver or a function of a name")
     rows = _Rows(jobs, vantage)
     if resume is not None:
         rows.resume(resume)
     if out is not None:
         rows.spool(out)
+        if jobs and len(rows.done) == len(jobs):
+            since = pd.concat(rows.frames)["time"].min()
+            warn(f"nothing was probed: {out} has all {len(jobs)} ports, since {since:%Y-%m-%d %H:%M} UTC", stacklevel=2)
     with rows.file or nullcontext():
         left = [job for job in jobs if job.number not in rows.done]
         ask = resolver or Resolver()
@@ -100,7 +105,8 @@ def probe(targets: str | Iterable[str] | pd.DataFrame, ports: int | Iterable[int
                     stopped = stop is not None and stop.is_set()
         except KeyboardInterrupt:
             stopped = True
-            warn(f"interrupted with {len(rows.done)} of {len(jobs)} ports done; resume= goes on", stacklevel=2)
+            how = "resume= goes on" if out is None else "the same call goes on"
+            warn(f"interrupted with {len(rows.done)} of {len(jobs)} ports done; {how}", stacklevel=2)
         finally:
             loop.stop()
         while row := loop.row():  # finished and not yet asked for when the sweep was ended

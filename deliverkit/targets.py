@@ -55,6 +55,11 @@ def _port(port: Any) -> int:
     raise TargetError(f"a port is a number from 1 to 65535, not {port!r}")
 
 
+def ports_of(ports: Any) -> list[int]:
+    """One port or several as numbers; TargetError for what is none."""
+    return [_port(port) for port in _many(ports)]
+
+
 def is_ip(text: Any) -> bool:
     with suppress(ValueError, OSError):
         if isinstance(text, str) and ":" not in text:
@@ -108,7 +113,7 @@ def jobs_of(targets: Any, ports: Any, routes: Mapping[tuple[str, int], tuple[int
     if family not in (None, 4, 6, "both") or isinstance(family, bool):
         raise TargetError(f"family should be 4, 6, 'both' or None, not {family!r}")
     families = (4, 6) if family == "both" else (family or 0,)
-    usual = [_port(port) for port in _many(ports)]
+    usual = ports_of(ports)
     asked: Iterable[tuple[Any, ...]] = ((target, *[None] * 8) for target in _many(targets))
     if isinstance(targets, pd.DataFrame):
         if "host" not in targets:
@@ -131,8 +136,10 @@ def jobs_of(targets: Any, ports: Any, routes: Mapping[tuple[str, int], tuple[int
             if is_ip(to_where):
                 to_where, own = str(ip_address(to_where)), (6 if ":" in to_where else 4,)
                 mapped = mapped or to_where
-                if not dial and family in (4, 6) and own != families:
-                    continue  # the other IP version was asked for
+                if not dial and family in (4, 6) and own != families:  # the other IP version was asked for
+                    if address:
+                        continue
+                    facts, own = dict.fromkeys(_KNOWN) | {"failure": "dns_nodata"}, families
             for version in own:
                 job = Job(len(found), host, number, operator, to_where, to or number, crowd, mapped, version, facts)
                 unique = (to_where, number, version) if address and not dial else job.name()

@@ -73,13 +73,16 @@ dk.egress(probes)[["port", "verdict", "confidence", "why"]].round(3)
 
 # %% [markdown]
 # On your own network: `dk.egress(dk.probe(dk.controls(), vantage="office", out="office.jsonl"))` asks well known mail
-# servers, politely. What should it find? The published policies of a network and a provider say so beforehand.
+# servers, politely. What should it find? Networks and providers publish policies. `evidence` says how well a row is
+# known: *read* at the source, or *secondary*, from somebody who reports it; `noted` is the date on the source.
 
 # %%
-dk.forecast("Amazon SES", "Hetzner Cloud")[["network", "provider", "port", "expected", "noted"]]
+dk.forecast("Amazon SES", "Hetzner Cloud")[["network", "provider", "port", "expected", "noted", "evidence"]]
 
 # %% [markdown]
-# Where measurement and policy differ, something changed, or something is in between.
+# The lab is no cloud of anybody's; let us pretend that it stands at Hetzner. `differs` is True where the measurement is
+# not what is published (465 should be shut and is open), and missing where nothing is published. In real life such a
+# port was unblocked on request, or the policy has changed, or the source is wrong: the probe outranks it.
 
 # %%
 expected = dk.forecast(network="Hetzner Cloud")

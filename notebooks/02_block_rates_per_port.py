@@ -85,10 +85,12 @@ explore.port.value = explore.split.value = ""
 dk.egress(probes)[["vantage", "port", "verdict", "confidence", "why"]].round(3)
 
 # %% [markdown]
-# A second network makes it sure: the same servers, port by port, that answer one and not the other.
+# A second network is a second witness: the same servers, port by port. `only_there` counts servers that answered
+# `other` and not `vantage`; `neither` heard from none. `blocked_here` means that `vantage` is shut out; `p` is how
+# often chance alone would part the two networks so far (McNemar's exact test; a dozen of them bring some luck along).
 
 # %%
-columns = ["vantage", "other", "port", "asked", "both", "only_here", "only_there", "p", "verdict"]
+columns = ["vantage", "other", "port", "both", "only_here", "only_there", "neither", "p", "verdict"]
 dk.compare(probes)[columns].round(4)
 
 # %% [markdown]

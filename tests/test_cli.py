@@ -228,3 +228,41 @@ def test_the_command_loads_nothing_heavy_before_it_is_needed() -> None:
     code = f"import deliverkit.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_belongs_to_probing_is_refused_beside_files(tmp_path: Path) -> None:
+    for option in (("--out", tmp_path / "x"), ("--ports", 25), ("--trace",), ("--controls", "c.csv")):
+        done = run("egress", DATA / "probes.csv", *option)
+        assert done.returncode == 2 and f"{option[0]} is for probing" in done.stderr
+    assert "these are no probes" in run("egress", DATA / "postfix").stderr
+
+
+def test_a_network_s_policy_is_held_against_that_network_only() -> None:
+    done = run("egress", DATA / "probes.csv", "--network", "Hetzner Cloud")
+    assert done.returncode == 2 and "choose with --vantage" in done.stderr
+    done = run("egress", DATA / "probes.csv", "--network", "Hetzner Cloud", "--vantage", "cloud")
+    assert (
+        "not as published: Hetzner Cloud on 587" in done.stdout and "; as published: Hetzner Cloud on 25" in done.stdout
+    )
+
+
+def test_files_of_one_network_are_taken_together_and_said_to_be() -> None:
+    done = run("egress", DATA / "probes.csv", DATA / "probes.csv")
+    assert "96 ports of" in done.stderr and done.stdout == run("egress", DATA / "probes.csv").stdout
+
+
+def test_a_comparison_is_had_as_data() -> None:
+    rows = json.loads(run("compare", DATA / "probes.csv", "--json").stdout)
+    assert len(rows) == 12 and {row["verdict"] for row in rows} == {"same", "blocked_here", "blocked_there"}
+
+
+def test_a_run_that_is_already_in_its_file_says_that_nothing_was_probed(tmp_path: Path) -> None:
+    for _ in range(2):
+        done = run("probe", "127.0.0.1:1", "--out", tmp_path / "a.jsonl")
+    assert "nothing was probed" in done.stderr and "has all 1 ports, since" in done.stderr
+
+
+def test_what_the_shell_gets_wrong_is_one_line() -> None:
+    for wrong in (("probe", "--port", "25", "x"), ("egress", "--ports", "25,x"), ("probe",), ("nonsense",)):
+        done = run(*wrong)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("deliverkit: ")

@@ -138,6 +138,8 @@ def one(port: int, asked: int = 25, **how: Any) -> dict[str, Any]:
         ("a.example", [25], {"in_flight": 1.5}),
         ("a.example", [25], {"pace": "fast"}),
         ("a.example", [25], {"attempts": 0}),
+        ("a.example", [25], {"stop": True}),
+        ("a.example", [25], {"resolver": 3}),
         ("a.example", [25], {"family": 5}),
         ("a.example", [25], {"family": True}),
         ("a.example", [25], {"ehlo_name": "a\r\nMAIL"}),
@@ -152,7 +154,7 @@ def one(port: int, asked: int = 25, **how: Any) -> dict[str, Any]:
 )
 def test_what_must_not_be_run_is_refused_in_one_line(targets: Any, ports: Any, how: dict[str, Any]) -> None:
     with pytest.raises(TargetError) as refusal:
-        dk.probe(targets, ports, resolver=lambda name: Answer((), "dns_nxdomain"), **how)
+        dk.probe(targets, ports, **{"resolver": nowhere} | how)
     assert "\n" not in str(refusal.value)
 
 
