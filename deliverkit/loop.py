@@ -90,12 +90,15 @@ class Turns:
             self.add(heappop(self.later)[2])
         while self.ready:
             job = self.ready.popleft()
-            if job.solo or job.key not in self.solo:
-                self.busy[job.key] += 1
-                if self.busy[job.key] > 1:
-                    self.shared.add(job.key)
-                return job
-            self.jobs[job.key].append(job)
+            if job.key in self.solo and not job.solo:
+                if job.key in self.busy:
+                    self.jobs[job.key].append(job)
+                    continue
+                job = job._replace(solo=True)
+            self.busy[job.key] += 1
+            if self.busy[job.key] > 1:
+                self.shared.add(job.key)
+            return job
         while self.next <= now and self.heap and self.heap[0][0] <= now:
             due, _, crowd = heappop(self.heap)
             if self.due.get(crowd) != due:

@@ -21,6 +21,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import deliverkit as dk
 from deliverkit.errors import FormatError, TargetError
@@ -744,6 +746,27 @@ def test_a_421_for_too_many_at_a_time_is_asked_again_alone_and_no_finding() -> N
     assert most > 2 and frame["verdict"].eq("rejected").all()
 
 
+@pytest.mark.parametrize("polite", [True, False])
+def test_a_job_that_comes_late_to_an_address_has_its_turn(polite: bool) -> None:
+    turns, now = Turns(polite), 0.0
+    first, second, late = (job._replace(key="192.0.2.1") for job in jobs_of("a.example", (25, 587, 465), {}))
+    turns.add(first)
+    turns.add(second)
+    begun = [turns.take(now), turns.take(now)]
+    assert begun == ([first, None] if polite else [first, second])
+    assert turns.too_many(first) is not polite
+    for _ in range(9):
+        for job in filter(None, begun):
+            turns.done(job, now)
+        now += 2
+        begun = [turns.take(now), turns.take(now)]
+        if begun == [None, None]:
+            break
+    turns.add(late)
+    taken = turns.take(now)
+    assert taken and taken.port == 465
+
+
 def test_a_421_of_a_server_that_is_asked_alone_is_a_finding() -> None:
     with server(says(b"421 4.7.0 too many\r\n", hold=False)) as (port, _):
         routes = {("", number): ("", port) for number in range(1, 5)}
@@ -763,3 +786,33 @@ def test_what_a_domain_publishes_is_held_against_what_its_server_shows() -> None
     ]
     assert set(found["mta_sts"]) == {"matched"} and found["cert_sha256"].eq(hashlib.sha256(leaf).hexdigest()).all()
     assert found["tls_group"].notna().all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), max_size=30), st.booleans(), st.randoms())
+def test_every_job_has_its_turn_and_no_limit_is_passed(asked: list[tuple[int, int]], polite: bool, dice: Any) -> None:
+    """A clock of 10 ms, jobs that come at any time, connections that end at any time, 421s as they please."""
+    turns, now, live, left, begun = Turns(polite), 0.0, [], list(enumerate(asked)), []
+    done, whose = 0, dict(reversed(asked))
+    for _ in range(100_000):
+        now += 0.01
+        while left and dice.random() < 0.3:
+            number, (key, _) = left.pop(0)
+            turns.add(jobs_of("a.example", 25, {})[0]._replace(number=number, key=str(key), crowd=str(whose[key])))
+        while job := turns.take(now):
+            begun.append((now, job))
+            live.append((now, job))
+        for at, job in [one for one in live if dice.random() < 0.1]:
+            live.remove((at, job))
+            again = dice.random() < 0.3 and turns.too_many(job)
+            turns.done(job, at)
+            done += not again
+        assert not polite or len({job.key for _, job in live}) == len(live)
+        if done == len(asked):
+            break
+    assert done == len(asked)
+    for name, least in (("key", 1.0), ("crowd", 0.5), ("port", 0.01)):
+        times: dict[Any, float] = {}
+        for at, job in begun if polite else ():
+            assert at - times.get(getattr(job, name), -9) > least - 0.001
+            times[getattr(job, name)] = at
