@@ -194,11 +194,15 @@ class _Rows:
             elif down:
                 dead[address][door[0]].append(place)
         ways = {address: ports for address, ports in dead.items() if address in live}
+        halt = stop or Flag()
         with ThreadPoolExecutor(_WALKS) as pool:
-            walks = [pool.submit(deaths, at, live[at], list(ports), stop) for at, ports in ways.items()]
-            for ports, walk in zip(ways.values(), walks, strict=True):
-                for port, (hop, sender) in walk.result().items():
-                    frame.loc[ports[port], ["last_hop", "last_hop_from"]] = hop, sender
+            try:
+                walks = [pool.submit(deaths, at, live[at], list(ports), halt) for at, ports in ways.items()]
+                for ports, walk in zip(ways.values(), walks, strict=True):
+                    for port, (hop, sender) in walk.result().items():
+                        frame.loc[ports[port], ["last_hop", "last_hop_from"]] = hop, sender
+            except KeyboardInterrupt:  # what was walked so far is kept
+                halt.set()
         if self.file:
             for row in frame[frame["last_hop"].notna()].to_dict("records"):
                 known = {str(name): value for name, value in row.items() if pd.notna(value)}
