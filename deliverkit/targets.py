@@ -118,7 +118,9 @@ def jobs_of(targets: Any, ports: Any, routes: Mapping[tuple[str, int], tuple[int
     if isinstance(targets, pd.DataFrame):
         if "host" not in targets:
             raise TargetError("a frame of targets needs a column 'host'")
-        table = targets.reindex(columns=["host", "port", "operator", "address", "domain", *_KNOWN]).astype(object)
+        known_columns = ("address", "domain", *_KNOWN) if "verdict" not in targets else ()  # probes are asked anew
+        table = targets[[name for name in ("host", "port", "operator", *known_columns) if name in targets]]
+        table = table.reindex(columns=["host", "port", "operator", "address", "domain", *_KNOWN]).astype(object)
         asked = table.where(table.notna(), None).itertuples(index=False, name=None)
     found: dict[tuple[str, int, str | int], Job] = {}
     for target, given, operator, address, domain, *known in asked:

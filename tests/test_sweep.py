@@ -701,6 +701,16 @@ def test_many_names_at_one_address_of_a_frame_cost_one_probe() -> None:
     assert dk.probe(frame, pace=None)["host"].tolist() == ["mx.a.example"]
 
 
+def test_a_frame_of_probes_is_probed_anew() -> None:
+    with dk.Lab("isp-blocks-25") as lab:
+        asked: dict[str, Any] = {"connect_to": lab.connect_to, "timeout": 2, "pace": None}
+        first = dk.probe(lab.hosts[:2], (25, 587), **asked)
+    with dk.Lab() as lab:
+        again = dk.probe(first, **asked | {"connect_to": lab.connect_to})
+    assert again["verdict"].tolist() == ["open"] * 4 and first["failure"].notna().sum() == 2
+    assert again[["host", "port"]].equals(first[["host", "port"]])
+
+
 def test_a_domain_that_led_nowhere_is_a_row() -> None:
     frame = pd.DataFrame({"domain": ["a.example"], "host": [None], "port": [25], "failure": ["null_mx"]})
     row = dk.probe(frame, pace=None).iloc[0]
