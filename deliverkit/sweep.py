@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from os import PathLike
 from pathlib import Path
 from threading import Event as Flag
@@ -31,6 +31,7 @@ from deliverkit.targets import Job, jobs_of, limits_of, routes_of
 _CANCELLED = {"attempted": False, "verdict": "cancelled", "failure": "cancelled"}
 _DEAD = ("filtered", "closed", "unreachable", "blocked_icmp")
 _ROW = ["vantage", "host", "port", "address", "family", "attempt"]  # what makes it another row
+_BEGINS = b'{"origin": "probe"'  # how a file of `out` begins
 _CHUNK = 5000  # rows: a frame of them takes a fifth of what they take as mappings
 _WALKS = 3  # paths that are walked at a time: they share their first routers, which answer some times a second
 
@@ -134,8 +135,7 @@ class _Rows:
         row["vantage"] = self.vantage
         self.fresh.append(row)
         self.numbers.append(number)
-        if self.file:
-            self.file.write(json.dumps(row, default=str) + "\n")
+        self._note(row)
         if len(self.fresh) >= _CHUNK:
             self._pack()
         if not again:
@@ -146,9 +146,19 @@ class _Rows:
         self.frames.append(PROBES.build(self.fresh))
         self.fresh = []
 
-    def flush(self) -> None:
+    def _note(self, row: dict[str, Any] | None) -> None:
+        """Write a row to the file, or all that was written to the system: that survives the end of this process."""
         if self.file:
-            self.file.flush()  # what the system has survives the end of this process
+            try:
+                self.file.write(json.dumps(row, default=str) + "\n") if row else self.file.flush()
+            except OSError as problem:  # the rows are worth more than the file
+                warn(f"{self.file.name} is incomplete: {problem.strerror}; the frame is not", stacklevel=3)
+                with suppress(OSError):
+                    self.file.close()
+                self.file = None
+
+    def flush(self) -> None:
+        self._note(None)
 
     def resume(self, frame: pd.DataFrame) -> None:
         """Take the rows of an earlier sweep from here that were asked for now, too."""
@@ -170,9 +180,12 @@ class _Rows:
         try:
             path = Path(out)
             if path.exists():
-                self.resume(read_probes(path.read_bytes(), str(out)))
+                data = path.read_bytes() if path.is_file() else b"no file"
+                if not data.startswith(_BEGINS[: len(data)]):
+                    raise FormatError(out, "this is no file of probes, and is left as it is")
+                self.resume(read_probes(data, str(out)))
                 with path.open("rb+") as file:  # a process that was killed may have left half a line
-                    file.truncate(path.read_bytes().rfind(b"\n") + 1)
+                    file.truncate(data.rfind(b"\n") + 1)
             self.file = path.open("a", encoding="utf-8")
         except OSError as problem:
             raise FormatError(out, f"cannot be written: {problem.strerror or problem}") from None
@@ -203,10 +216,10 @@ class _Rows:
                         frame.loc[ports[port], ["last_hop", "last_hop_from"]] = hop, sender
             except KeyboardInterrupt:  # what was walked so far is kept
                 halt.set()
-        if self.file:
-            for row in frame[frame["last_hop"].notna()].to_dict("records"):
-                known = {str(name): value for name, value in row.items() if pd.notna(value)}
-                self.file.write(json.dumps({"origin": "probe"} | known, default=str) + "\n")
+        for row in frame[frame["last_hop"].notna()].to_dict("records") if self.file else ():
+            known = {str(name): value for name, value in row.items() if pd.notna(value)}
+            self._note({"origin": "probe"} | known)
+        self.flush()
 
     def frame(self) -> pd.DataFrame:
         """All rows in the order asked, those that were not reached as `cancelled`."""

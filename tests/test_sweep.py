@@ -646,12 +646,37 @@ def test_the_file_and_the_frame_say_the_same_and_a_second_call_tries_nothing(tmp
         pd.testing.assert_frame_equal(left, right)
 
 
-@pytest.mark.parametrize("text", ["nonsense\n", "[1]\n", '{"origin": "probe"}\n', '{"origin": "probe", "port": "x"}\n'])
+@pytest.mark.parametrize(
+    "text",
+    ["nonsense", "no line end", "nonsense\n", "[1]\n", '{"origin": "probe"}\n', '{"origin": "probe", "port": "x"}\n'],
+)
 def test_a_file_of_something_else_is_not_written_to(tmp_path: Path, text: str) -> None:
     (path := tmp_path / "notes.txt").write_text(text, encoding="utf-8")
     with pytest.raises(FormatError, match=r"notes\.txt"):
         dk.probe("127.0.0.1:1", pace=None, out=path)
     assert path.read_text(encoding="utf-8") == text
+
+
+FULL = """if True:
+    import resource, sys, deliverkit as dk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    frame = dk.probe("127.0.0.1", range(1, 41), pace=None, progress=False, out=sys.argv[1])
+    print(len(frame), set(frame["verdict"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a file's size")
+def test_a_full_disk_costs_the_file_and_no_row(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(tmp_path / "a.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "40 {'closed'}\n" and "is incomplete: File too large" in done.stderr, done.stderr
+    assert 0 < len(dk.read(tmp_path / "a.jsonl")) < 40
+
+
+def test_an_empty_file_is_begun(tmp_path: Path) -> None:
+    (path := tmp_path / "a.jsonl").touch()
+    dk.probe("127.0.0.1:1", pace=None, out=path)
+    assert len(dk.read(path)) == 1
 
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
