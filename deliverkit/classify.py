@@ -9,18 +9,22 @@ Text comes before code because the code lies more often (550 5.1.1 for "too many
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from deliverkit import facts
 from deliverkit.errors import FactsError
+from deliverkit.patterns import Patterns
 from deliverkit.schema import ATTEMPTS, Frame
 
-_KEYS = ("outcome", "hint", "verdict", "failure", "operator", "step", "reply_code", "status_code", "text")
-_ADDRESS = re.compile(r"[^\s<>@]{1,64}@[^\s<>@,;:)]{1,255}")
+_KEYS = ("outcome", "hint", "verdict", "failure", "operator", "step", "reply_code", "status_code", "text", "field")
+_BATCH, _KEPT = 20_000, 1 << 15  # rows judged at once, texts whose rule is remembered
+_ADDRESS = re.compile(r"(?<![^\s<>@])[^\s<>@]{1,64}@[^\s<>@,;:)]{1,255}")
 
 
 class _Rule(NamedTuple):
@@ -30,46 +34,88 @@ class _Rule(NamedTuple):
     blocked: bool | None
     blocked_by: str | None
     step: str | None
+    confidence: float = 0.0
+    field: str | None = None
+    matched: str | None = None
 
 
 def classify(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, frame: Frame = ATTEMPTS) -> pd.DataFrame:
     """Build the frame and decide what each row means.
 
-    `rows` are those of `frame`, as mappings or as a frame, with an optional `hint` beside its columns: a
-    word for what only the reader knows (facts/hints.csv). Fills `operator`, `step` (both where missing),
-    `category`, `kind`, `blocked`, `blocked_by` and `rule`; `text` is cut at 2,000 characters.
+    `rows` are those of `frame`, as mappings or as a frame, with an optional `hint` beside its columns: a word for what
+    only the reader knows (facts/hints.csv). `field` may say where `text` stood, `matched` what the hint rests on. Fills
+    `operator`, `step` (both where missing), `category`, `kind`, `blocked`, `blocked_by`, `rule` and the evidence:
+    `field`, `matched` and `confidence` (facts/confidence.csv); `text` is cut at 2,000 characters. Rows are taken in
+    batches, so that a stream of any length needs little more memory than its frame.
     Raises SchemaError for an unknown column.
     """
-    data = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame.from_records(list(rows))
+    if isinstance(rows, pd.DataFrame):
+        return _refused(_judged(rows, frame))
+    stream = iter(rows)
+    return settled((judged(batch, frame) for batch in iter(lambda: list(islice(stream, _BATCH)), [])), frame)
+
+
+def judged(rows: Sequence[Mapping[str, Any]], frame: Frame = ATTEMPTS) -> pd.DataFrame:
+    """What `classify` says of each row alone: a batch for `settled`, in which rows may speak for each other."""
+    names = dict.fromkeys(chain.from_iterable(rows))
+    return _judged(
+        pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names}), frame
+    )
+
+
+def settled(batches: Iterable[pd.DataFrame], frame: Frame = ATTEMPTS) -> pd.DataFrame:
+    """`judged` batches as one frame, which is what `classify` gives for their rows."""
+    made = list(batches)
+    return _refused(pd.concat(made, ignore_index=True)) if made else frame.empty()
+
+
+def _judged(data: pd.DataFrame, frame: Frame) -> pd.DataFrame:
     made = frame.build(data.drop(columns=["hint"], errors="ignore"))
-    made["text"] = made["text"].str.slice(0, 2000)
-    made["operator"] = made["operator"].fillna(_operators(made))
-    keys = made.reindex(columns=list(_KEYS))
-    keys["hint"] = data["hint"].array if "hint" in data else ""
-    keys = keys.astype("string").fillna("")
-    keys.loc[keys["outcome"] == "passed", "text"] = ""  # thanks and queue ids: nothing to be learnt
-    group = keys.groupby(list(_KEYS), sort=False).ngroup()
-    decided = [_decide(*key) for key in keys[~group.duplicated()].itertuples(index=False, name=None)]
-    words = pd.DataFrame.from_records(decided, columns=list(_Rule._fields)).take(group.to_numpy())
-    for name in _Rule._fields:
-        made["rule" if name == "id" else name] = words[name].array
-    return frame.build(_refused(made))
+    if made["text"].str.len().gt(2000).any():
+        made["text"] = made["text"].str.slice(0, 2000)
+    if made["operator"].isna().any():
+        made["operator"] = made["operator"].fillna(_operators(made))
+    texts, codes = list[list[str]](), list[Any]()
+    for name in _KEYS:
+        values = made[name] if name in made else data[name] if name in data else pd.Series("", made.index)
+        number, unique = pd.factorize(values)
+        texts.append([*map(str, unique), ""])
+        codes.append(number)
+    codes[8][codes[0] == next((n for n, text in enumerate(texts[0]) if text == "passed"), -2)] = -1  # thanks, queue ids
+    group, places = _distinct(codes)
+    keys = [tuple(some[code[place]] for some, code in zip(texts, codes, strict=True)) for place in places.tolist()]
+    _remember((key[8], key[4]) for key in keys)
+    decided = [_decide(*key) for key in keys]
+    for place, name in enumerate(_Rule._fields):
+        column = "rule" if name == "id" else name
+        found = pd.Series([rule[place] for rule in decided], dtype=made[column].dtype).take(group).set_axis(made.index)
+        made[column] = made[column].fillna(found) if name == "matched" else found
+    return made
+
+
+def _distinct(codes: list[Any]) -> tuple[Any, Any]:
+    """A number per row, the same for rows with the same codes, and the first row of each number."""
+    group = codes[0]
+    for code in codes[1:]:
+        group, _ = pd.factorize(group * (code.max(initial=0) + 2) + code + 1)
+    return group, np.unique(group, return_index=True)[1]
 
 
 def _decide(outcome: str, hint: str, verdict: str, failure: str, operator: str, step: str,
-            reply_code: str, status_code: str, text: str) -> _Rule:  # fmt: skip
+            reply_code: str, status_code: str, text: str, field: str) -> _Rule:  # fmt: skip
     hints = _table("hints")
     if settled := hints.get((hint, "true")):
-        rule: _Rule | None = settled
+        rule: _Rule | None = settled._replace(field=field or None)
     elif verdict:
         rule = _probe_rule(verdict, failure, operator, text)
     elif outcome == "passed":
-        rule = _rule("outcome:passed", {"category": "not_a_failure", "step": "inbox"})
+        rule = _rule("outcome:passed", {"category": "not_a_failure", "step": "inbox"})._replace(field="outcome")
     else:
         rule, hinted = match_text(text, operator), hints.get((hint, "false"))
         if rule and rule.id.startswith("text:no-answer"):  # silence until the end is what expired means
             rule = hinted or hints.get((hint, "silent")) or rule
         rule = rule or hinted or _by_code(operator, reply_code, status_code)
+        rule = rule and rule._replace(field=field if rule.field == "text" and field else rule.field)
     rule = rule or _rule("default:unknown", {"category": "unknown"})
     rule = rule._replace(step=step or rule.step)
     if rule.category == "connection" and rule.step in ("relay", "inbox"):
@@ -77,16 +123,32 @@ def _decide(outcome: str, hint: str, verdict: str, failure: str, operator: str, 
     return rule
 
 
+_known: dict[tuple[str, str], _Rule | None] = {}
+
+
 def match_text(text: str, operator: str = "") -> _Rule | None:
     """The first pattern that fits the words of a reply, the operator's own patterns first."""
-    plain = _ADDRESS.sub("@", " ".join(text.lower().split()))  # whose address says nothing
-    return _match(plain, operator) if plain else None
+    _remember([(text, operator)])
+    return _known.get((text, operator))
 
 
-@lru_cache(maxsize=65536)
-def _match(plain: str, operator: str) -> _Rule | None:
-    asked = [*_patterns().get(operator, ()), *_patterns()["any"]]
-    return next((rule for pattern, rule in asked if pattern.search(plain)), None)
+def _remember(asked: Iterable[tuple[str, str]]) -> None:
+    """Find the rules of texts not met before, all at once."""
+    new = list(dict.fromkeys(both for both in asked if both not in _known and both[0]))
+    if new and len(_known) + len(new) > _KEPT:
+        _known.clear()
+    if new:
+        _find(new)
+
+
+def _find(new: list[tuple[str, str]]) -> None:
+    patterns, providers, rules = _patterns()
+    plain = [" ".join(text[:2000].lower().split()) for text, _ in new]  # whose address says nothing
+    plain = [_ADDRESS.sub("@", text) if "@" in text else text for text in plain]
+    for both, said, places in zip(new, plain, patterns.candidates(plain), strict=True):
+        own = [place for place in places if providers[place] == both[1]]
+        found = patterns.first(said, own + [place for place in places if providers[place] == "any"])
+        _known[both] = rules[found[0]]._replace(field="text", matched=found[1][0][:200]) if found else None
 
 
 def _probe_rule(verdict: str, failure: str, operator: str, text: str) -> _Rule | None:
@@ -95,16 +157,23 @@ def _probe_rule(verdict: str, failure: str, operator: str, text: str) -> _Rule |
     if said and said.category in ("reputation_block", "rate_limited", "relay_or_login", "tls"):
         return said
     found = _table("probe_failures")
-    return found.get((verdict, failure)) or found.get((verdict, ""))
+    rule = found.get((verdict, failure)) or found.get((verdict, ""))
+    return rule and rule._replace(field="failure" if failure else "verdict", matched=failure or verdict)
 
 
 @cache
 def _by_code(operator: str, reply_code: str, status_code: str) -> _Rule | None:
     named = [_table("reply_codes").get((operator, reply, status_code)) for reply in (reply_code, "")]
+    if rule := next(filter(None, named), None):
+        return rule._replace(field="status_code", matched=status_code)
     detail, keys = status_code.partition(".")[2], [("", reply_code)]
     if detail != "0.0":  # which says nothing
         keys = [(f"x.{detail}", ""), *keys, (f"x.{detail.partition('.')[0]}.x", "")]
-    return next(filter(None, named + [_table("status_codes").get(key) for key in keys]), None)
+    for key in keys:
+        if rule := _table("status_codes").get(key):
+            by = ("status_code", status_code) if key[0] else ("reply_code", reply_code)
+            return rule._replace(field=by[0], matched=by[1])
+    return None
 
 
 @cache
@@ -121,15 +190,33 @@ def _records(name: str) -> list[dict[str, Any]]:
 def _rule(id: str, row: Mapping[str, Any]) -> _Rule:
     row = _categories()[row["category"]] | {name: value for name, value in row.items() if value}
     blocked = {"true": True, "false": False}.get(row["blocked"])
-    return _Rule(id, row["category"], row["kind"], blocked, row["blocked_by"] if blocked else None, row["step"])
+    by = row["blocked_by"] if blocked else None
+    return _Rule(id, row["category"], row["kind"], blocked, by, row["step"], _confidence(id, row))
+
+
+def _confidence(id: str, row: Mapping[str, Any]) -> float:
+    """How often rules of this sort were right (facts/confidence.csv)."""
+    sort = id.partition(":")[0]
+    if sort == "text":
+        sort = "text" if row.get("provider") == "any" else "text of the operator"
+    elif sort == "code":
+        code = id.split(":")[1:]
+        sort = "code of the operator" if row.get("provider") else "code" if "." in code[0] else "reply code"
+        sort = "class of codes" if code[-1].endswith(".x") else sort
+    return _shares()[sort]
 
 
 @cache
-def _patterns() -> dict[str, list[tuple[re.Pattern[str], _Rule]]]:
-    made: dict[str, list[tuple[re.Pattern[str], _Rule]]] = {}
-    for row in _records("bounce_patterns"):
-        made.setdefault(row["provider"], []).append((re.compile(row["pattern"]), _rule(row["id"], row)))
-    return made
+def _shares() -> dict[str, float]:
+    return {row["sort"]: float(row["share"]) for row in _records("confidence")}
+
+
+@cache
+def _patterns() -> tuple[Patterns, list[str], list[_Rule]]:
+    """The compiled table, and per pattern its provider and its rule."""
+    rows = _records("bounce_patterns")
+    made = Patterns([row["pattern"] for row in rows], [row["example"] for row in rows])
+    return made, [row["provider"] for row in rows], [_rule(row["id"], row) for row in rows]
 
 
 _TABLES = {  # facts table -> the word its rule ids begin with, and its key columns
@@ -206,19 +293,23 @@ def _refused(made: pd.DataFrame) -> pd.DataFrame:
     server's where three or more hosts were tried on the port and none answered, or where the refusal is known to come
     from the way: by the sender of its ICMP message, or by a walk along the path.
     """
-    refused = made["text"].str.contains("onnection refused", regex=False).fillna(False)
-    hung_up = made["step"].eq("rules").fillna(False) & made["category"].eq("connection")
+
+    def says(name: str, word: Any) -> Any:
+        return made[name].eq(word).fillna(False).to_numpy(bool)
+
+    refused = made["text"].str.contains("onnection refused", regex=False).fillna(False).to_numpy(bool)
+    hung_up = says("step", "rules") & says("category", "connection")
     refused |= hung_up
     if "failure" in made:
-        refused |= made["failure"].eq("tcp_refused").fillna(False)
+        refused |= says("failure", "tcp_refused")
     if "icmp_from" in made:
-        sender, own = made["icmp_from"], made["icmp_from"].eq(made["address"]).fillna(False)
-        refused &= ~(sender.notna() & ~own) & made["last_hop"].isna()
-        made.loc[own & made["verdict"].eq("blocked_icmp").fillna(False), "blocked_by"] = "server"
-    refused &= made["category"].eq("connection") & made["host"].notna() & made["port"].notna()
+        own = says("icmp_from", made["address"])
+        refused &= ~(made["icmp_from"].notna().to_numpy(bool) & ~own) & made["last_hop"].isna().to_numpy(bool)
+        made.loc[own & says("verdict", "blocked_icmp"), "blocked_by"] = "server"
+    refused &= says("category", "connection") & (made["host"].notna() & made["port"].notna()).to_numpy(bool)
     if not refused.any():
         return made
-    up = made["step"].notna() & made["step"].ne("connect") & ~hung_up & made["attempted"].fillna(True)
+    up = made["step"].notna() & ~says("step", "connect") & ~hung_up & made["attempted"].fillna(True).to_numpy(bool)
     near = made["vantage"].fillna("")
     host_up = up.groupby([near, made["host"]]).transform("any")
     port_up = up.groupby([near, made["port"]]).transform("any")

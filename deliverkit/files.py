@@ -4,6 +4,9 @@ import bz2
 import gzip
 import io
 import lzma
+import os
+import re
+import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +18,8 @@ from typing import IO, Any
 from deliverkit.errors import FormatError
 
 _LEAST, _RATIO = 256 << 20, 200  # bytes; times the size on disk (logs: 10 to 30)
+_SMALL = 1 << 20  # bytes
+_DELIVERED = re.compile(r"(?:^|/)(?:cur|new)/[^/.][^/]*$")  # in a Maildir, whose subfolders have hidden names
 _PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
@@ -80,6 +85,24 @@ def parts(path: Source) -> Iterator[Part]:
         raise FormatError(path, "there is no regular file in it")
 
 
+def streams(file: Source) -> Iterator[tuple[str, IO[bytes]]]:
+    """Name and bytes of each part; a small plain file is read at once, which is most of the work for many of them."""
+    if isinstance(file, str):
+        data = _try(file, _small, file)
+        if data is not None and not data.startswith((*_PACKED, b"PK\3\4", b"PK\5\6")) and data[257:262] != b"ustar":
+            yield _shown(file), io.BytesIO(data)
+            return
+    for part in parts([file] if isinstance(file, Part) else file):
+        with part.open() as stream:
+            yield part.name, stream
+
+
+def _small(path: str) -> bytes | None:
+    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 - a third of the time
+        about = os.fstat(stream.fileno())
+        return stream.read() if stat.S_ISREG(about.st_mode) and about.st_size <= _SMALL else None
+
+
 def lines(stream: IO[bytes], limit: int = 1_000_000) -> Iterator[str]:
     """Lines without their ends, at most `limit` bytes of each; what is no UTF-8 shows as \\xNN escapes."""
     while line := stream.readline(limit):
@@ -108,11 +131,13 @@ def _members(path: Path) -> Iterator[Part]:
         inner, mtime, size, call = member
         if (left := left - size - 2048) < 0:  # the surcharge bounds the number of members
             raise FormatError(name, "grows too large when decompressed")
-        if "/." not in "/" + inner.replace("../", "").removeprefix("./"):
+        if "/." not in "/" + inner.replace("../", "").removeprefix("./") or _DELIVERED.search(inner):
             yield Part(f"{name}!{_shown(inner)}", mtime, limit, call)
 
 
 def _shown(name: str) -> str:
+    if name.isprintable():
+        return name
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)  # one line, no stray bytes
 
 

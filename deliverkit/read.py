@@ -16,6 +16,7 @@ from deliverkit.logs import formats, known_format, read_log
 from deliverkit.schema import ATTEMPTS, PROBES
 from deliverkit.sweep import judged, read_probes
 
+_OURS = {"origin", "vantage", "outcome", "attempted", "blocked_by", "category", "rule"}  # older versions had fewer
 _MAIL = re.compile(  # an mbox, or a header of mail
     rb"(?i)>?(?:from |(?:from|to|cc|subject|date|message-id|mime-version|return-path|received(?:-spf)?|sender|reply-to|"
     rb"delivered-to|auto-submitted|reporting-mta|final-recipient|(?:dkim|content|arc|x|authentication)-[\w-]+)[ \t]*:)"
@@ -57,7 +58,7 @@ def _reader(part: Part) -> Any:
     with part.open() as stream:
         head = stream.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
         first = next(lines(stream), "").lstrip("\ufeff")
-    if head.startswith(b"PAR1") or set(ATTEMPTS.names) <= {name.strip('"') for name in first.split(",")}:
+    if head.startswith(b"PAR1") or set(first.replace('"', "").split(",")) >= _OURS:
         return _frame
     if head.startswith(b'{"origin": "probe",'):
         return _frame

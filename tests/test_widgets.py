@@ -143,6 +143,7 @@ def test_the_evidence_of_a_message_names_source_rule_and_words() -> None:
     box.fault.value = "list"
     assert box.evidence.value == "" or "<table>" not in box.evidence.value
     box.row.value = next(value for label, value in box.row.options if "User unknown" in label)
+    assert "<mark>User unknown</mark>" in box.evidence.value and "Diagnostic-Code" in box.evidence.value
     for words in ("text:", "5.1.1", "bounces.mbox", "Whose fault: the list"):
         assert words in box.evidence.value
 

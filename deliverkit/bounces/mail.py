@@ -10,73 +10,88 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import BinaryIO
+from typing import Any
+
+from deliverkit.patterns import Guarded
 
 Fields = dict[str, str]  # lower-cased field name -> values, unfolded, a line each
 
-_BLOCK, _LARGEST, _NOTICE = 1 << 22, 1 << 26, 1 << 16  # bytes read at once, of a message, of a text part
+_NOTICE = 1 << 16  # bytes of a text part
 _TABLE = tomllib.loads((files("deliverkit.bounces") / "words.toml").read_text("utf-8"))
 _JSON, _SHORT = _TABLE.pop("json"), _TABLE.pop("short")
-WORDS: dict[str, re.Pattern[str]] = {}
+WORDS: dict[str, Any] = {}
 for _name, _words in _TABLE.items():  # capitals stand for what [short] says
     _words = re.sub("|".join(_SHORT), lambda short: _SHORT[short[0]], "|".join(_words))
     WORDS[_name] = re.compile(_words, re.I | re.M)
-_FROM = re.compile(rb"\n\n(?=From \S{1,320} [^\n]{0,40}\d\d:\d\d[^\n]{0,40}\n)")
-_FRAMING = re.compile(rb"\AFrom [^\n]*\n|^>(?=>*From )", re.M)
-_FIELD = re.compile(r"^([!-9;-~]{1,76})[ \t]*:([^\n]*)", re.M)
+    if _name in ("returned", "failed", "delayed", "gave_up"):  # long ones, looked for in much text
+        WORDS[_name] = Guarded(WORDS[_name])
+_TYPE = re.compile(rb"(?:^|\n)content-type[ \t]*:\s{0,99}([^\s;]{1,99})")
+_ENCODING = re.compile(rb"content-transfer-encoding[ \t]*:([^\n]{0,99})")
+_BOUNDARY = re.compile(rb"boundary\s{0,9}=\s{0,9}(?:\"([^\"]{1,200})|([^\s\";]{1,200}))", re.I)
+_NAME = re.compile(r"[!-9;-~]{1,76}")
+_TAGS = re.compile(r"<(?:style|script)[^<]*|<[a-z/!][^<>]{0,999}>", re.I)
 
 
 @dataclass(slots=True)
 class Mail:
-    """A message taken apart. `notice` is the reporter's own text, without the returned message."""
+    """A message taken apart; what is seldom asked for is made when it is."""
 
     headers: Fields  # and what a report states for all recipients (RFC 3464, RFC 5965)
-    notice: str = ""
     groups: list[Fields] = field(default_factory=list)  # one per recipient (RFC 3464)
-    returned: Fields = field(default_factory=dict)  # headers of the returned message
+    texts: list[tuple[bool, bytes, bytes]] = field(default_factory=list)  # parts in words: marked up?, content, header
+    original: bytes = b""  # header of the returned message, where that is a part of its own
+    quoted: bytes = b""  # the same in lower case
+    _cut: tuple[str, str] | None = None  # the words, and what they quote of the returned message
 
+    @property
+    def notice(self) -> str:
+        """The reporter's own text, without the returned message."""
+        return self._parted()[0]
 
-def messages(stream: BinaryIO) -> Iterator[bytes]:
-    """The messages of one file, line feeds as line ends: the file itself, or those of an mbox."""
-    rest, mbox = b"", False
-    while block := stream.read(_BLOCK):
-        block += stream.read(1) if block.endswith(b"\r") else b""  # its line feed may be to come
-        mbox = mbox or (not rest and block.startswith(b"From "))
-        rest += block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *whole, rest = _FROM.split(rest) if mbox else [rest]
-        yield from (_FRAMING.sub(b"", message) for message in whole)
-        rest = rest if len(rest) < _LARGEST else rest[:_BLOCK] + rest[-_NOTICE:]  # the report stands first
-    yield _FRAMING.sub(b"", rest) if mbox else rest
+    @property
+    def returned(self) -> Fields:
+        """Headers of the returned message."""
+        if self.original:
+            return fields(_text(self.original))
+        return fields(self._parted()[1][:9999].replace("\n> ", "\n"))
+
+    def _parted(self) -> tuple[str, str]:
+        if self._cut is None:
+            written = "\n".join(_text(content, stated) for marked, content, stated in self.texts if not marked)
+            if not written.strip():
+                marks = "\n".join(_text(content, stated) for marked, content, stated in self.texts if marked)
+                written = html.unescape(_TAGS.sub("\n", marks))
+            for name, title in _JSON.items() if written.lstrip().startswith("{") else ():
+                written = re.sub(rf'"(?:{name})":\[?"([^"]{{0,2000}})"', rf"\n{title}: \1\n", written.replace("\\", ""))
+            cut = found.start() if (found := WORDS["returned"].search(written)) else len(written)
+            self._cut = written[:cut], written[cut:]
+        return self._cut
 
 
 def take_apart(message: bytes) -> Mail:
     """Find the parts of a message. Never raises; what is no message has no known header field."""
     head, _, body = message.lstrip(b"\n").partition(b"\n\n")
-    mail, plain, marked = Mail(fields(_text(head[:_NOTICE]))), list[str](), list[str]()
-    for kind, headers, content in _parts(mail.headers, body):
+    mail = Mail(fields(_text(head[:_NOTICE])))
+    for kind, stated, content in _parts(head[:_NOTICE], body):
         if kind == "returned":
-            mail.returned = mail.returned or fields(_text(content[:_NOTICE].lstrip().partition(b"\n\n")[0]))
+            if not mail.original:
+                mail.original = b"\n" + content[:_NOTICE].lstrip().partition(b"\n\n")[0]
+                mail.quoted = mail.original.lower()
         elif kind.startswith("message/"):
-            _status(mail, _text(content[: 16 * _NOTICE], headers))
+            _status(mail, _text(content[: 16 * _NOTICE], stated))
         elif kind.startswith(("text", "multipart")) or not kind:
-            sort = marked if kind == "text/html" else plain
-            if not (mail.groups and sort) and len(sort) < 99 and not content[:_NOTICE].isspace():
-                sort += filter(None, [_text(content[:_NOTICE], headers)])
-    tags = r"<(?:style|script)[^<]*|<[a-z/!][^<>]{0,999}>"
-    written = "\n".join(plain)
-    written = written if written.strip() else html.unescape(re.sub(tags, "\n", "\n".join(marked), flags=re.I))
-    for name, title in _JSON.items() if written.lstrip().startswith("{") else ():
-        written = re.sub(rf'"(?:{name})":\[?"([^"]{{0,2000}})"', rf"\n{title}: \1\n", written.replace("\\", ""))
-    cut = found.start() if (found := WORDS["returned"].search(written)) else len(written)
-    mail.notice, mail.returned = written[:cut], mail.returned or fields(written[cut : cut + 9999].replace("\n> ", "\n"))
-    if not mail.groups and (stated := WORDS["stated"].search(mail.notice)):
-        _status(mail, mail.notice[stated.start() :])
+            marked, content = kind == "text/html", content[:_NOTICE]
+            same = sum(sort == marked for sort, *_ in mail.texts) if mail.texts else 0
+            if not (mail.groups and same) and same < 99 and content and not content.isspace():
+                mail.texts.append((marked, content, stated))
+    if not mail.groups and (found := WORDS["stated"].search(mail.notice)):
+        _status(mail, mail.notice[found.start() :])
     return mail
 
 
-def _parts(headers: Fields, body: bytes) -> Iterator[tuple[str, Fields, bytes]]:
-    """Type, fields and content of each part; the returned message comes once and its parts not at all."""
-    kind, held, within, known = "", list[bytes](), b"", set[bytes]()
+def _parts(head: bytes, body: bytes) -> Iterator[tuple[str, bytes, bytes]]:
+    """Type, header in lower case, and content of each part; the returned message comes once, its parts not at all."""
+    kind, low, held, within, known = "", head.lower(), list[bytes](), b"", set[bytes]()
     for number, chunk in enumerate((b"\n" + body).split(b"\n--")):
         line, _, rest = chunk.partition(b"\n")
         names = {name := line.rstrip(), name.removesuffix(b"--")}
@@ -84,26 +99,30 @@ def _parts(headers: Fields, body: bytes) -> Iterator[tuple[str, Fields, bytes]]:
         if not opens or (within and within not in names):
             held += [] if within else [chunk]
             continue
-        if number and not within:
-            yield kind, headers, b"\n--".join(held)
-        head, _, content = (b"", b"", rest) if rest.startswith(b"\n") else rest.partition(b"\n\n")
-        headers, held, within = (fields(_text(head[:_NOTICE])), [content], b"") if number else (headers, [chunk], b"")
-        stated = headers.get("content-type", "")
-        kind = stated.partition(";")[0].strip().lower()
-        known |= {name, *("".join(found).encode("utf-8", "replace") for found in WORDS["boundary"].findall(stated))}
+        if number:
+            if not within:
+                yield kind, low, b"\n--".join(held)
+            head, _, content = (b"", b"", rest) if rest.startswith(b"\n") else rest.partition(b"\n\n")
+            low, held, within = head[:_NOTICE].lower(), [content], b""
+        else:
+            held = [chunk]
+        known |= {name, *(quoted or bare for quoted, bare in _BOUNDARY.findall(head))} if b"boundary" in low else {name}
+        kind = found[1].decode("latin-1") if (found := _TYPE.search(low)) else ""
         if number and kind.startswith(("message/rfc822", "text/rfc822", "message/global", "message/partial")):
             within = name
-            yield "returned", headers, content
+            yield "returned", low, content
     if not within:
-        yield kind, headers, b"\n--".join(held)
+        yield kind, low, b"\n--".join(held)
 
 
 def fields(block: str) -> Fields:
     """Header fields of a block; lines that are none are left out."""
     made: Fields = {}
-    for name, value in _FIELD.findall(re.sub(r"\n[ \t]+", " ", block)):
-        name, value = name.lower(), value.strip()
-        made[name] = f"{made[name]}\n{value}" if name in made else value
+    for line in block.replace("\n ", " ").replace("\n\t", " ").split("\n"):
+        name, colon, value = line.partition(":")
+        name = name.rstrip(" \t").lower()
+        if colon and _NAME.fullmatch(name):
+            made[name] = f"{made[name]}\n{value.strip()}" if name in made else value.strip()
     return made
 
 
@@ -120,17 +139,18 @@ def _status(mail: Mail, content: str) -> None:
             mail.headers = group | mail.headers
 
 
-def _text(content: bytes, headers: Fields | None = None) -> str:
-    """Bytes as text: by the encoding and character set that are stated, else by what they look like."""
-    encoding = (headers or {}).get("content-transfer-encoding", "").lower()
-    if "quoted-printable" in encoding:
+def _text(content: bytes, low: bytes = b"") -> str:
+    """Bytes as text: by the encoding and character set that their header states, else by what they look like."""
+    encoding = found[1] if b"transfer-encoding" in low and (found := _ENCODING.search(low)) else b""
+    if b"quoted-printable" in encoding:
         content = binascii.a2b_qp(content)
-    elif "base64" in encoding:
+    elif b"base64" in encoding:
         packed = re.sub(rb"[^A-Za-z0-9+/]", b"", content)
         content = binascii.a2b_base64(packed[: len(packed) - (len(packed) % 4 == 1)] + b"==")
     content = content.replace(b"\0", b"")
     shifted = ["iso-2022-jp"] if b"\x1b$" in content else []
-    for name in shifted or [*WORDS["charset"].findall((headers or {}).get("content-type", "")), "utf-8"]:
+    stated = WORDS["charset"].findall(low.decode("ascii", "replace")) if b"charset" in low and not shifted else []
+    for name in [*shifted, *stated, "utf-8"]:
         with suppress(LookupError, ValueError):
             return content.decode(name)
     return content.decode("iso-2022-jp" if shifted else "cp1252", "replace")

@@ -27,7 +27,7 @@ FAULTS = {  # whose fault -> what it means, and its colour
 _KEYS = {"category": "reason", "fault": "whose fault", "operator": "operator", "client": "client"}
 _KEYS |= {"campaign": "campaign", "vantage": "network", "port": "port", "status_code": "status code", "day": "day"}
 _FILTERS = ("fault", "operator", "client")
-_EVIDENCE = ("recipient", "host", "port", "step", "reply_code", "status_code", "text", "source", "line")
+_EVIDENCE = ("recipient", "sender", "host", "port", "step", "reply_code", "status_code", "text", "source", "line")
 
 
 def explore_bounces(attempts: pd.DataFrame | None = None) -> Any:
@@ -101,7 +101,11 @@ def _label(row: dict[Any, Any]) -> str:
 
 def _evidence(row: pd.Series[Any]) -> str:
     """What was read of one message, and the rule that said what it means."""
-    read = [(name, text(row[name])) for name in _EVIDENCE if name in row and pd.notna(row[name])]
+    known = {name: text(row[name]) for name in (*_EVIDENCE, "field", "matched") if name in row and pd.notna(row[name])}
     said = explain(row["rule"]) if isinstance(row["rule"], str) else {}
+    found, sure = (known.pop(name, "") for name in ("field", "matched")), row.get("confidence", pd.NA)
+    said |= dict(zip(("field", "matched"), found, strict=True)) | ({"sure": f"{sure:.0%}"} if pd.notna(sure) else {})
+    at = known.get("text", "").lower().find(said["matched"]) if said["matched"] else -1
     whose = FAULTS.get(said.get("fault", ""), ("", ""))[0]
-    return page_of("evidence.html", category=_word(row["category"]), read=read, said=said, whose=whose)
+    hit = (at, at + len(said["matched"])) if at >= 0 else (0, 0)
+    return page_of("evidence.html", category=_word(row["category"]), read=known, said=said, whose=whose, hit=hit)
