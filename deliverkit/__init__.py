@@ -27,7 +27,7 @@ _WHERE = {  # public name -> module; imported on first use, so that `import deli
     "read_export": "exports",
     "explain": "classify",
     "outcomes": "outcomes",
-    "label": "outcomes",
+    "attach_sends": "sends",
     "block_rates": "rates",
     "bounce_rates": "rates",
     "funnel": "rates",

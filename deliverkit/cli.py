@@ -199,11 +199,14 @@ def _choose(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from deliverkit.report import report, reports
+    from deliverkit.sends import show_joined
 
     early = _read([args.before], args.sends) if args.before and Path(args.before).exists() else args.before
     asked = {"sending": args.sending, "policy": args.policy, "provider": args.provider, "date": args.date}
     asked |= {"title": args.title, "before": early, "mask_recipients": not args.show_recipients}
     data, path = _read(args.paths, args.sends), Path(args.output)
+    if args.sends:
+        print(f"deliverkit: {show_joined(data)}", file=sys.stderr)
     if not args.per:
         print(report(data, client=args.client, **asked).save(path))
         return 0
@@ -347,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON")
     add = verb("report", _report, "write a report for people who were not there", paths=True)
     add("--title", default="Did our mail leave, and did it arrive?")
-    add("--sends", metavar="FILE", help="CSV send list: message_id or recipient, client, campaign")
+    add("--sends", metavar="FILE", help="CSV send list: message_id, recipient, sender, time, port, client, campaign")
     one = verbs.choices["report"].add_mutually_exclusive_group()
     one.add_argument("--client", help="only this client's mail")
     one.add_argument("--per", metavar="COLUMN", help="a report for each client (or campaign): report-NAME.html")
@@ -359,7 +362,7 @@ def _parser() -> argparse.ArgumentParser:
     add("options", nargs="*", help="for JupyterLab, behind --: deliverkit notebooks -- --no-browser")
     add = verb("serve", _serve, "show the notebooks as pages to people without Jupyter, until Ctrl-C")
     add("paths", nargs="*", metavar="PATH", help="show these logs, bounces, exports, frames, not the sample")
-    add("--sends", metavar="FILE", help="CSV send list: message_id or recipient, client, campaign")
+    add("--sends", metavar="FILE", help="CSV send list: message_id, recipient, sender, time, port, client, campaign")
     add("--host", default="127.0.0.1", help="where to listen; there is no login")
     add("--port", type=int, default=0, help="default: one that is free")
     add("--show-recipients", action="store_true", help="do not mask the recipients")

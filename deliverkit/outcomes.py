@@ -1,4 +1,4 @@
-"""How each message ended for each recipient, and whose message it was."""
+"""How each message ended for each recipient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deliverkit.errors import SchemaError
 from deliverkit.schema import ATTEMPTS, OUTCOMES, STEPS, Frame
 
 _Array = np.ndarray[Any, Any]
@@ -107,29 +106,6 @@ def failures(attempts: pd.DataFrame) -> pd.DataFrame:
     probed = attempts["origin"].eq("probe").fillna(False).to_numpy(bool) if "origin" in attempts else False
     alone = np.flatnonzero(failed & attempts["recipient"].isna().to_numpy(bool) & ~np.asarray(probed))
     return attempts.iloc[np.sort(np.concatenate([places, alone]))]
-
-
-def label(attempts: pd.DataFrame, sends: pd.DataFrame) -> pd.DataFrame:
-    """A copy of the attempts with `client` and `campaign` (and `vantage`, if listed) from a send list.
-
-    `sends` has `message_id` or `recipient` or both, and `client` and `campaign`. A row of it speaks for the
-    attempts of that message, and only for its recipient where it names one. What is known stays; where rows
-    of the list contradict each other nothing is filled in. Raises SchemaError if a column is missing.
-    """
-    keys = [name for name in ("message_id", "recipient") if name in sends]
-    for name in ["client", "campaign", *([] if keys else ["message_id"])]:
-        if name not in sends:
-            raise SchemaError(f"send list: column {name!r} is missing; it has {', '.join(map(str, sends))}")
-    ATTEMPTS.check(attempts, keys)
-    made, here, there = attempts.copy(), _plain(attempts), _plain(sends).reset_index(drop=True)
-    for on in (["message_id", "recipient"], ["message_id"], ["recipient"]):
-        fits = there[on].notna().all(axis=1) & there.drop(columns=on).isna().all(axis=1)
-        for name in [name for name in ("client", "campaign", "vantage") if name in sends]:
-            said = there.loc[fits, on].assign(value=sends[name].array[fits.to_numpy()]).dropna().drop_duplicates()
-            found = here[on].merge(said[~said.duplicated(on, keep=False)], how="left", on=on)["value"]
-            known = made[name].astype("string") if name in made else pd.Series(pd.NA, made.index, dtype="string")
-            made[name] = known.mask(known.isna(), found.astype("string").set_axis(made.index))
-    return made
 
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:

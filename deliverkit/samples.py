@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from deliverkit.errors import FormatError
-from deliverkit.outcomes import label
 from deliverkit.read import read
 from deliverkit.schema import PROBES
+from deliverkit.sends import attach_sends
 
 DATA = "DELIVERKIT_DATA"  # environment variable in which `deliverkit serve` names the data of its pages
 _CAMPAIGN = ("postfix", "bounces.mbox", "ses.json", "sendgrid.json")
@@ -27,16 +27,9 @@ def shipped(name: str) -> Path:
 
 
 def opened(paths: Sequence[str | Path], sends: str | None = None) -> pd.DataFrame:
-    """What `read` makes of the paths, with client, campaign and network from a send list; FormatError if it is none."""
+    """What `read` makes of the paths, with what a send list says of it; FormatError if it is none."""
     data = read([*paths])
-    if sends is None:
-        return data
-    try:
-        with Path(sends).open(encoding="utf-8-sig") as stream:
-            first = stream.readline()
-        return label(data, pd.read_csv(sends, dtype="string", sep=max(",;\t", key=first.count)))
-    except (OSError, ValueError) as problem:  # pandas' own errors of a CSV are ValueErrors
-        raise FormatError(sends, f"is no send list: {problem}") from None
+    return data if sends is None else attach_sends(data, sends)
 
 
 def sample(part: str = "all") -> pd.DataFrame:

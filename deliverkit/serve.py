@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import warnings
 import webbrowser
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from deliverkit.report.masking import pseudonymous
 from deliverkit.report.pages import page_of
 from deliverkit.samples import DATA, opened, shipped
 from deliverkit.schema import PROBES
+from deliverkit.sends import show_joined
 
 _OURS = Path(__file__).parent / "templates" / "voila"  # templates, and in voila.json the settings that never change
 _DOORS = ("api/kernels", "voila/templates", "voila/static", "voila/labextensions", "api/shutdown", "voila/render")
@@ -62,7 +64,7 @@ def serve(paths: Sequence[str] = (), sends: str | None = None, *, host: str = "1
           browser: bool = True, show_recipients: bool = False) -> None:  # fmt: skip
     """Serve the notebooks as pages until interrupted, on what `paths` hold or on the sample campaign.
 
-    `sends` is a send list for `label`, as CSV; port 0 takes a free one; recipients are masked unless told otherwise.
+    `sends` is a CSV for `attach_sends`; port 0 takes a free one; recipients are masked unless told otherwise.
     Raises FormatError or SchemaError if the data cannot be read, TargetError if nothing can listen at host and port,
     each before a kernel is started. A page and its kernel take about 200 MB.
     """
@@ -78,6 +80,8 @@ def serve(paths: Sequence[str] = (), sends: str | None = None, *, host: str = "1
         folder, shown = Path(name), "the sample campaign"
         if paths:
             data = PROBES.build(opened(paths, sends))
+            if sends:
+                print(f"deliverkit: {show_joined(data)}", file=sys.stderr)
             data = data if show_recipients else pseudonymous(data)
             data.to_parquet(folder / "data.parquet", index=False)
             os.environ[DATA] = str(folder / "data.parquet")

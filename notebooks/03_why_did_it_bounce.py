@@ -35,11 +35,12 @@ plt.rcParams.update({"svg.hashsalt": "deliverkit", "svg.fonttype": "none", "figu
 
 # %% [markdown]
 # The mail at hand, one row per attempt. (Shipped with deliverkit: logs, bounce messages and provider exports of one
-# campaign. Your own opens with `dk.read("path")`; `dk.label(mail, sends)` adds client and campaign from a send list.)
+# campaign. Your own opens with `dk.read("path")`; `dk.attach_sends(mail, "sends.csv")` adds port, client and campaign
+# from a send list; `joined` says by what a row was found in it.)
 
 # %%
 mail = dk.sample("mail")
-mail.groupby("origin").size().rename("rows").reset_index()
+mail.groupby(["origin", "joined"]).size().rename("rows").reset_index()
 
 # %% [markdown]
 # How messages ended, per client. Bounced is counted of those that had an answer; given up and open stand beside it.
@@ -72,11 +73,20 @@ explore.row.value = explore.row.options[1][1]
 print(explore.row.label)
 print(explore.view.value.count("<tr>") - 1, "kinds of fault")
 
+# %% [markdown]
+# The same evidence as columns: which field decided, by which words, and how often evidence of that sort was right among
+# labelled messages. One example of each reason:
+
+# %%
+evidence = ["category", "operator", "rule", "field", "matched", "confidence"]
+mail[mail["outcome"].eq("failed")].drop_duplicates("category")[evidence].sort_values("category").reset_index(drop=True)
+
 # %% [markdown] tags=["python"]
 # Every row names the rule that judged it, and every rule can be looked up.
 
 # %% tags=["python"]
-pd.Series(dk.explain("text:user-3")).rename("what stands behind it").to_frame()
+unknown = mail.loc[mail["category"].eq("invalid_recipient"), "rule"].iloc[0]
+pd.Series(dk.explain(unknown)).rename("what stands behind it").to_frame()
 
 # %% [markdown]
 # Over time: attempts that were turned away, a line per port. A port problem begins at an hour; a bad list does not.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,7 @@ def test_reports_are_written_per_client_and_as_what_the_ending_says(tmp_path: Pa
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["r-Alpine-Travel.pdf", "r-Harbour-Books.pdf"], done.stderr
     assert "rows of mail name no client" in done.stderr
+    assert re.search(r"^deliverkit: send list: \d+ of \d+ rows joined \(\d+ by message id and", done.stderr, re.M)
     asked = ("--client", "Harbour Books", "-o", tmp_path / "one.html")
     one = run("report", *mail, *sends, *asked)
     page = (tmp_path / "one.html").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 
 from deliverkit.classify import classify
 from deliverkit.errors import SchemaError
-from deliverkit.outcomes import failures, label, outcomes
+from deliverkit.outcomes import failures, outcomes
 from deliverkit.schema import ATTEMPTS, OUTCOMES
 
 SEND = {"recipient": "b@y.example", "message_id": "<m@x.example>", "queue_id": "DD61222EC53", "origin": "log"}
@@ -118,44 +118,8 @@ def test_a_million_attempts_take_seconds() -> None:
     assert ends["final"].value_counts().to_dict() == {"sent": 333333, "open": 1}
 
 
-SENDS = pd.DataFrame(
-    {"message_id": ["m@x.example", "<n@x.example>"], "client": ["ACME", "Bell"], "campaign": ["spring", "fall"]}
-)
-
-
-def test_a_send_list_fills_client_and_campaign_and_nothing_that_is_known() -> None:
-    made = frame(DONE, DONE | {"message_id": "<n@x.example>", "client": "known"}, DONE | {"message_id": None})
-    done = label(made, SENDS)
-    assert done["client"].fillna("?").tolist() == ["ACME", "known", "?"]
-    assert done["campaign"].fillna("?").tolist() == ["spring", "fall", "?"]
-    assert made["campaign"].isna().all()
-    pd.testing.assert_frame_equal(done.drop(columns=["client", "campaign"]), made.drop(columns=["client", "campaign"]))
-
-
-def test_a_send_list_may_name_the_recipient_only_or_too() -> None:
-    sends = SENDS.assign(message_id="<m@x.example>", recipient=["B@y.example", "c@y.example"], vantage="office")
-    made = frame(DONE, DONE | {"recipient": "c@y.example"}, DONE | {"recipient": "d@y.example"})
-    for list_ in (sends, sends.drop(columns="message_id")):
-        done = label(made, list_)
-        assert done["client"].fillna("?").tolist() == ["ACME", "Bell", "?"]
-        assert done["vantage"].fillna("?").tolist() == ["office", "office", "?"]
-
-
-def test_a_send_list_that_contradicts_itself_fills_nothing() -> None:
-    done = label(frame(DONE), SENDS.assign(message_id="<m@x.example>", campaign="spring"))
-    assert done["client"].isna().all()
-    assert done["campaign"].tolist() == ["spring"]
-
-
-@pytest.mark.parametrize("column", ["client", "campaign", "message_id"])
-def test_a_send_list_without_a_column_is_told_which(column: str) -> None:
-    with pytest.raises(SchemaError, match=f"'{column}'"):
-        label(frame(DONE), SENDS.drop(columns=column))
-
-
 def test_an_index_of_the_callers_own_does_no_harm() -> None:
     made = frame(DONE, DONE).set_axis([7, 7])
-    assert label(made, SENDS.set_axis(["x", "x"]))["client"].tolist() == ["ACME", "ACME"]
     assert list(outcomes(made)["attempts"]) == [2]
 
 

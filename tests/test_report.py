@@ -21,6 +21,7 @@ from deliverkit.report import mask, report, reports, sheets
 from deliverkit.report.content import compared
 from deliverkit.report.masking import pseudonymous
 from deliverkit.schema import ATTEMPTS, PROBES
+from deliverkit.sends import attach_sends
 
 EVIL = "<script>alert(1)</script>"
 DAY = "2026-11-25"
@@ -328,6 +329,13 @@ def test_a_report_of_one_client_says_how_many_rows_are_nobodys(mail: pd.DataFram
     assert "3 rows of mail name no client" in report(data, client="Acme").html
 
 
+def test_a_report_says_how_much_of_the_mail_the_send_list_knows(mail: pd.DataFrame) -> None:
+    sends = mail[["message_id", "recipient"]].dropna().head(1).assign(port=587)
+    page = plain(report(attach_sends(mail, sends)).html)
+    assert re.search(r"Send list: \d+ of \d+ rows joined \(.*\), 0 contradict, \d+ unknown\.", page)
+    assert "Send list" not in plain(report(mail).html)
+
+
 def test_the_sample_gives_a_small_page_per_client() -> None:
     made = dk.reports(dk.sample(), provider="SendGrid")
     assert set(made) == {"Alpine Travel", "Harbour Books"}
@@ -341,6 +349,7 @@ def test_a_recipient_without_a_domain_is_masked_too(mail: pd.DataFrame) -> None:
     assert "'p***'" in shown and "postmaster" not in shown and "'r***'" in shown
     served = pseudonymous(PROBES.build(local))["recipient"].tolist()
     assert served == ["p***1", "r***2", "c***3@b.example"]
+    assert pseudonymous(PROBES.build(local.assign(sender="bounce+carla=b.example@x.example")))["sender"].isna().all()
 
 
 def test_a_period_before_without_the_client_is_refused_in_words(mail: pd.DataFrame) -> None:

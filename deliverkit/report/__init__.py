@@ -115,7 +115,7 @@ def reports(attempts: pd.DataFrame, *, by: str = "client", before: Any = None, *
     now, early = _split(attempts, before)
     names = sorted(map(str, now[by].dropna().unique()))
     if not names:
-        raise SchemaError(f"reports: no row names a {by}; a send list gives it (dk.label, --sends)")
+        raise SchemaError(f"reports: no row names a {by}; a send list gives it (dk.attach_sends, --sends)")
     if by != "client" and "client" in now:
         shared = now.groupby(by)["client"].nunique()
         if (shared > 1).any():

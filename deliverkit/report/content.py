@@ -24,6 +24,7 @@ from deliverkit.rates import block_rates, wilson
 from deliverkit.report.masking import clean, clean_frame
 from deliverkit.rules import choose_port
 from deliverkit.schema import ATTEMPTS, OUTCOMES, PROBES, STEPS, Frame, counted
+from deliverkit.sends import show_joined
 
 _DOORS = ["vantage", "host", "port", "attempted", "blocked", "blocked_by", "category", "text", "recipient"]
 _MAILED = {*_DOORS, "time", "origin", "client", "campaign", "outcome", "status_code", "step", "message_id", "queue_id"}
@@ -220,7 +221,7 @@ def content(attempts: pd.DataFrame, title: str, sending: str, policy: str, provi
         "fault": {name: int(refused.get(name, 0)) for name in words()["fault"]},
         "rows": ", ".join(f"{n} from {words()['origin'].get(origin, origin)}" for origin, n in origins),
         "skipped": len(attempts) - len(now.doors) - len(now.tried) * now.probed,
-        "unaddressed": now.ends.attrs["unknown"],
+        "unaddressed": now.ends.attrs["unknown"], "joined": show_joined(attempts),
         "warnings": ". ".join(dict.fromkeys(w for a in advice.values() for w in a.warnings)),
         "first": next(iter(advice)),
         "others": "; ".join(f"“{p}” says {port or 'no port'} ({why})" for p, port, why in first.others),

@@ -48,12 +48,14 @@ def clean_frame(frame: pd.DataFrame, masked: bool, longest: int = _LONGEST) -> p
 
 
 def pseudonymous(attempts: pd.DataFrame) -> pd.DataFrame:
-    """The attempts with every address masked and still told apart: a***3@example.com; of sources the name."""
+    """The attempts with every address masked and told apart: a***3@example.com; of sources the name; no senders."""
     made = attempts.copy()
     codes, known = pd.factorize(attempts["recipient"])
     names = [_hidden(str(address), n) for n, address in enumerate(known, 1)]
     made["recipient"] = pd.array([*names, None], dtype="string")[codes]
     for name in ("text", "banner"):
         made[name] = attempts[name].map(mask, na_action="ignore")
+    if "sender" in made:  # a VERP address holds the recipient
+        made["sender"] = pd.Series(pd.NA, made.index, dtype="string")
     made["source"] = attempts["source"].str.replace(r".*[/\\]", "", regex=True)
     return made
