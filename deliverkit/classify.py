@@ -24,7 +24,12 @@ from deliverkit.schema import ATTEMPTS, Frame
 
 _KEYS = ("outcome", "hint", "verdict", "failure", "operator", "step", "reply_code", "status_code", "text", "field")
 _BATCH, _KEPT = 20_000, 1 << 15  # rows judged at once, texts whose rule is remembered
-_ADDRESS = re.compile(r"(?<![^\s<>@])[^\s<>@]{1,64}@[^\s<>@,;:)]{1,255}")
+_UNSAID = {  # what stands in a text and says nothing: whose address, which host, the code of each line of a reply
+    "@": (re.compile(r"(?<![^\s<>@(])[^\s<>@(]{1,64}@[^\s<>@,;:)]{1,255}"), "@"),
+    "[": (re.compile(r"(?<![\w.-])[\w-]{1,63}(?:\.[\w-]{1,63}){1,9}(?=\[[\d:a-f.]{2,45}\])"), ""),
+    "-": (re.compile(r"(?<=\S) [245]\d\d-(?:[245]\.\d{1,3}\.\d{1,3} )?(?!\d)"), " "),
+    "’": (re.compile("’"), "'"),
+}
 
 
 class _Rule(NamedTuple):
@@ -143,8 +148,9 @@ def _remember(asked: Iterable[tuple[str, str]]) -> None:
 
 def _find(new: list[tuple[str, str]]) -> None:
     patterns, providers, rules = _patterns()
-    plain = [" ".join(text[:2000].lower().split()) for text, _ in new]  # whose address says nothing
-    plain = [_ADDRESS.sub("@", text) if "@" in text else text for text in plain]
+    plain = [" ".join(text[:2000].lower().split()) for text, _ in new]
+    for sign, (unsaid, instead) in _UNSAID.items():
+        plain = [unsaid.sub(instead, text) if sign in text else text for text in plain]
     for both, said, places in zip(new, plain, patterns.candidates(plain), strict=True):
         own = [place for place in places if providers[place] == both[1]]
         found = patterns.first(said, own + [place for place in places if providers[place] == "any"])

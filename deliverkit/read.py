@@ -26,12 +26,15 @@ _MAIL = re.compile(  # an mbox, or a header of mail
 def read(path: Source) -> pd.DataFrame:
     """Read bounce mail, mail logs, exports of providers, or frames of deliverkit (CSV, Parquet, `out` of probe).
 
-    Takes a file, folder or archive, also with several kinds in it; logs are read together, so that what one
-    file begins another may end; a list of paths too. Gives an `ATTEMPTS` frame, or `PROBES` where all are frames of
-    probes. What is none of these is named in a warning, and in a FormatError if nothing else is there.
+    Takes a file, folder, archive, also with several kinds in it, or an IMAP mailbox (`read_bounces`); logs are read
+    together, so that what one file begins another may end; a list of paths too. Gives an `ATTEMPTS` frame, or `PROBES`
+    where all are frames of probes. What is none of these is named in a warning, and in a FormatError if nothing else
+    is there.
     """
     if isinstance(path, list | tuple) and len(path) == 1 and not isinstance(path[0], Part):
         return read(path[0])
+    if isinstance(path, str) and path.lower().startswith(("imaps://", "imap://")):
+        return read_bounces(path)
     found: dict[Any, list[Part]] = {}
     strays: list[FormatError] = []
     for part in parts(path):

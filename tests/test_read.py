@@ -133,3 +133,8 @@ def test_a_stray_file_is_named_and_the_rest_is_read(tmp_path):
         folder = dk.read(tmp_path)
     assert len(folder) == len(dk.read([tmp_path / "home.log"])) > 100
     assert len(dk.read([tmp_path / "home.log", root / "data" / "ses.json"])) > len(folder)
+
+
+def test_a_mailbox_is_read_by_the_reader_of_bounces() -> None:
+    with pytest.raises(FormatError, match="a password in a URL"):
+        read(["imaps://me:secret@mail.example/INBOX"])

@@ -165,7 +165,7 @@ def _rows(mail: Mail) -> Iterator[Row]:
         base |= {"origin": "arf", "hint": "arf", "outcome": "passed", "text": top.get("feedback-type", subject)}
         base |= {"field": "Feedback-Type"} if "feedback-type" in top else {}
         yield from (base | {"recipient": address} for address in dict.fromkeys(_first(text) for text in to.split("\n")))
-    elif mail.groups:
+    elif mail.groups and not (mail.quotes and _person(mail, sender)):
         for group in mail.groups:
             named = [group.get(f"{n}-recipient", "").rpartition(";")[2].strip(" <>") for n in ("final", "original")]
             address = next(filter(None, [*filter(WORDS["whole"].match, named), *map(_first, named), *named]), None)
@@ -208,13 +208,22 @@ def _kind(mail: Mail, subject: str, sender: str) -> tuple[str, str, str]:
     stated = [(n, top[n]) for n in _AUTOMATIC if n in top and WORDS["automatic"].match(top[n])]
     silent = top.get("return-path", "").upper() in ("<>", "<MAILER-DAEMON>") and not (answered or stated)
     daemon = (called or not answered) and WORDS["daemon"].search(sender)
-    person = (back := _first(top.get("return-path", ""))) and back == _first(sender)  # who asks what a bounce means
-    said = called and not person and (WORDS["codes"].search(mail.notice) or WORDS["failed"].search(mail.notice))
+    said = (
+        called
+        and not _person(mail, sender)
+        and (WORDS["codes"].search(mail.notice) or WORDS["failed"].search(mail.notice))
+    )
     if "x-failed-recipients" in top or silent or daemon or said:
         return "bounce", "text", ""
     if answered or stated:
         return "auto-reply", *((stated[0][0].title(), stated[0][1][:200]) if stated else ("Subject", answered[0][:200]))
     return "not-bounce", "From", f"no mail system, no report: {sender[:150]}" if sender else "no author, no report"
+
+
+def _person(mail: Mail, sender: str) -> bool:
+    """True for somebody with a name and a return path; a bounce has none (RFC 5321, 4.5.5), or that of a gateway."""
+    back, name = _first(mail.headers.get("return-path", "")), sender.partition("<")[0].strip(' "')
+    return back is not None and bool(name) and "@" not in name and not WORDS["daemon"].search(sender)
 
 
 def _row(address: str | None, stated: Fields, block: Callable[[], str]) -> Row:
@@ -258,7 +267,7 @@ def _named(mail: Mail, sender: str) -> Iterator[tuple[str, str]]:
         texts[address] = max(texts.get(address, ""), words, key=len)
     own = {sender.lower(), (_first(mail.headers.get("to", "")) or "").lower()}
     named = WORDS["address"].findall(mail.headers.get("x-failed-recipients", ""))
-    named = named or [a for a in texts if a not in own] or [*texts][:1]
+    named = named or [a for a in texts if a not in own] or [*texts][:1] or WORDS["generated"].findall(mail.notice)
     near = [] if named else [a for a in WORDS["near"].findall(mail.notice) if not WORDS["daemon"].search(a)]
     last = [a for a in near if a.lower() not in own] or near or [_first(mail.returned.get("to", "")) or ""]
     for address in dict.fromkeys(named or last[:1]):
@@ -284,8 +293,9 @@ def _codes(said: str) -> tuple[int | None, str | None]:
     if pairs := WORDS["codes"].findall(said):
         pair = [p for p in pairs if p[0] > "4"] or pairs
         return int(pair[-1][0]), pair[-1][1]
-    reply, status = WORDS["reply"].search(said), WORDS["status"].search(said)
-    return int(reply[1]) if reply else None, status[1] if status else None
+    replies, status = WORDS["reply"].findall(said), WORDS["status"].search(said)
+    refusal = next((reply for reply in replies if reply > "4"), replies[0] if replies else None)
+    return int(refusal) if refusal else None, status[1] if status else None
 
 
 def _decoded(value: str) -> str:

@@ -38,9 +38,10 @@ class Mail:
 
     headers: Fields  # and what a report states for all recipients (RFC 3464, RFC 5965)
     groups: list[Fields] = field(default_factory=list)  # one per recipient (RFC 3464)
-    texts: list[tuple[bool, bytes, bytes]] = field(default_factory=list)  # parts in words: marked up?, content, header
+    texts: list[tuple[str, bytes, bytes]] = field(default_factory=list)  # parts in words: sort, content, header
     original: bytes = b""  # header of the returned message, where that is a part of its own
     quoted: bytes = b""  # the same in lower case
+    quotes: bool = False  # the groups stand in its words, where anybody can write them
     _cut: tuple[str, str] | None = None  # the words, and what they quote of the returned message
 
     @property
@@ -55,12 +56,14 @@ class Mail:
             return fields(_text(self.original))
         return fields(self._parted()[1][:9999].replace("\n> ", "\n"))
 
+    def _worded(self, sort: str) -> str:
+        return "\n".join(_text(content, stated) for kind, content, stated in self.texts if kind == sort)
+
     def _parted(self) -> tuple[str, str]:
         if self._cut is None:
-            written = "\n".join(_text(content, stated) for marked, content, stated in self.texts if not marked)
-            if not written.strip():
-                marks = "\n".join(_text(content, stated) for marked, content, stated in self.texts if marked)
-                written = html.unescape(_TAGS.sub("\n", marks))
+            plain, marked, before = (self._worded(sort) for sort in ("plain", "marked", "before"))
+            marked = "" if plain.strip() else html.unescape(_TAGS.sub("\n", marked))
+            written = marked if marked.strip() else f"{before}\n{plain}" if before.strip() else plain
             for name, title in _JSON.items() if written.lstrip().startswith("{") else ():
                 written = re.sub(rf'"(?:{name})":\[?"([^"]{{0,2000}})"', rf"\n{title}: \1\n", written.replace("\\", ""))
             cut = found.start() if (found := WORDS["returned"].search(written)) else len(written)
@@ -80,12 +83,13 @@ def take_apart(message: bytes) -> Mail:
         elif kind.startswith("message/"):
             _status(mail, _text(content[: 16 * _NOTICE], stated))
         elif kind.startswith(("text", "multipart")) or not kind:
-            marked, content = kind == "text/html", content[:_NOTICE]
-            same = sum(sort == marked for sort, *_ in mail.texts) if mail.texts else 0
+            sort = "marked" if kind == "text/html" else "before" if kind.startswith("multipart") else "plain"
+            content, same = content[:_NOTICE], sum(other == sort for other, *_ in mail.texts)
             if not (mail.groups and same) and same < 99 and content and not content.isspace():
-                mail.texts.append((marked, content, stated))
+                mail.texts.append((sort, content, stated))
     if not mail.groups and (found := WORDS["stated"].search(mail.notice)):
         _status(mail, mail.notice[found.start() :])
+        mail.quotes = True
     return mail
 
 
