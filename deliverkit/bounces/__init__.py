@@ -208,12 +208,9 @@ def _kind(mail: Mail, subject: str, sender: str) -> tuple[str, str, str]:
     stated = [(n, top[n]) for n in _AUTOMATIC if n in top and WORDS["automatic"].match(top[n])]
     silent = top.get("return-path", "").upper() in ("<>", "<MAILER-DAEMON>") and not (answered or stated)
     daemon = (called or not answered) and WORDS["daemon"].search(sender)
-    said = (
-        called
-        and not _person(mail, sender)
-        and (WORDS["codes"].search(mail.notice) or WORDS["failed"].search(mail.notice))
-    )
-    if "x-failed-recipients" in top or silent or daemon or said:
+    if "x-failed-recipients" in top or silent or daemon:
+        return "bounce", "text", ""
+    if called and not _person(mail, sender) and any(WORDS[name].search(mail.notice) for name in ("codes", "failed")):
         return "bounce", "text", ""
     if answered or stated:
         return "auto-reply", *((stated[0][0].title(), stated[0][1][:200]) if stated else ("Subject", answered[0][:200]))

@@ -23,12 +23,12 @@ WORDS: dict[str, Any] = {}
 for _name, _words in _TABLE.items():  # capitals stand for what [short] says
     _words = re.sub("|".join(_SHORT), lambda short: _SHORT[short[0]], "|".join(_words))
     WORDS[_name] = re.compile(_words, re.I | re.M)
-    if _name in ("returned", "failed", "delayed", "gave_up"):  # long ones, looked for in much text
+    if _name in ("returned", "failed", "delayed", "gave_up", "queue"):  # long ones, looked for in much text
         WORDS[_name] = Guarded(WORDS[_name])
 _TYPE = re.compile(rb"(?:^|\n)content-type[ \t]*:\s{0,99}([^\s;]{1,99})")
 _ENCODING = re.compile(rb"content-transfer-encoding[ \t]*:([^\n]{0,99})")
 _BOUNDARY = re.compile(rb"boundary\s{0,9}=\s{0,9}(?:\"([^\"]{1,200})|([^\s\";]{1,200}))", re.I)
-_NAME = re.compile(r"[!-9;-~]{1,76}")
+_FIELD = re.compile(r"\n([!-9;-~]{1,76})[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)")
 _TAGS = re.compile(r"<(?:style|script)[^<]*|<[a-z/!][^<>]{0,999}>", re.I)
 
 
@@ -122,11 +122,10 @@ def _parts(head: bytes, body: bytes) -> Iterator[tuple[str, bytes, bytes]]:
 def fields(block: str) -> Fields:
     """Header fields of a block; lines that are none are left out."""
     made: Fields = {}
-    for line in block.replace("\n ", " ").replace("\n\t", " ").split("\n"):
-        name, colon, value = line.partition(":")
-        name = name.rstrip(" \t").lower()
-        if colon and _NAME.fullmatch(name):
-            made[name] = f"{made[name]}\n{value.strip()}" if name in made else value.strip()
+    for name, value in _FIELD.findall("\n" + block):
+        name, value = name.lower(), value.rstrip()
+        value = value.replace("\n ", " ").replace("\n\t", " ") if "\n" in value else value
+        made[name] = f"{made[name]}\n{value}" if name in made else value
     return made
 
 
