@@ -120,6 +120,9 @@ def _decide(outcome: str, hint: str, verdict: str, failure: str, operator: str, 
         if rule and rule.id.startswith("text:no-answer"):  # silence until the end is what expired means
             rule = hinted or hints.get((hint, "silent")) or rule
         rule = rule or hinted or _by_code(operator, reply_code, status_code)
+        if rule and rule == hinted:
+            by = ("Action", hint) if hint == "delayed" else ("status_code", status_code or None)
+            rule = rule._replace(field=by[0], matched=by[1])
         rule = rule and rule._replace(field=field if rule.field == "text" and field else rule.field)
     rule = rule or _rule("default:unknown", {"category": "unknown"})
     rule = rule._replace(step=step or rule.step)

@@ -62,16 +62,22 @@ class _Stream(io.RawIOBase):
         self._below.close()
 
 
-def parts(path: Source) -> Iterator[Part]:
+def parts(path: Source, strays: list[FormatError] | None = None) -> Iterator[Part]:
     """The parts of a file, of a folder (sorted, with subfolders) or of a zip or tar archive (one level).
 
     Left out: hidden names, devices, links to folders, files met before. Raises FormatError for a path that is missing,
     unreadable or without files, and for an archive that is damaged, encrypted, or grows past both 256 MiB and 200 times
-    its size. An archive stays open while a part of it is in use.
+    its size; with `strays` such a file among others is left out and named there. An archive stays open while a part of
+    it is in use.
     """
     if isinstance(path, list | tuple):
         for one in path:
-            yield from (one,) if isinstance(one, Part) else parts(one)
+            try:
+                yield from (one,) if isinstance(one, Part) else parts(one, strays)
+            except FormatError as problem:
+                if strays is None:
+                    raise
+                strays.append(problem)
         return
     if not isinstance(path, str | PathLike):
         raise FormatError(path, "is not a path")
@@ -79,8 +85,13 @@ def parts(path: Source) -> Iterator[Part]:
     seen = (f for f in top.rglob("*") if "/." not in f"/{f.relative_to(top).as_posix()}" and f.is_file())
     below = {f.resolve(): f for f in seen}
     for file in sorted(below.values()) if _try(path, top.stat) and below else [top]:
-        for part in _members(file) if file.is_file() else ():
-            yield part
+        try:
+            for part in _members(file) if file.is_file() else ():
+                yield part
+        except FormatError as problem:
+            if strays is None or file == top:
+                raise
+            strays.append(problem)
     if part is None:
         raise FormatError(path, "there is no regular file in it")
 

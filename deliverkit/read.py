@@ -37,7 +37,7 @@ def read(path: Source) -> pd.DataFrame:
         return read_bounces(path)
     found: dict[Any, list[Part]] = {}
     strays: list[FormatError] = []
-    for part in parts(path):
+    for part in parts(path, strays):
         try:
             found.setdefault(_reader(part), []).append(part)
         except FormatError as problem:

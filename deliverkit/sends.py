@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from io import StringIO
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def attach_sends(attempts: pd.DataFrame, sends: pd.DataFrame | str | PathLike[st
     another Message-ID are never meant. What rows disagree about, or only some of them state, is not filled in:
     "contradiction" if nothing is left; "none": not in the list; missing: a probe. What is known stays. A missing
     recipient is filled in if `sender` holds one of the list (VERP). `attrs["joined"]` counts the words.
+    Where the list has a row's `original_recipient`, that counts as its recipient.
     Raises SchemaError for columns or values that cannot be used, FormatError for a file that is no send list.
 
     >>> bounces = pd.DataFrame({"message_id": ["<m@x.example>", "<n@x.example>"], "recipient": "b@y.example"})
@@ -56,11 +58,13 @@ def attach_sends(attempts: pd.DataFrame, sends: pd.DataFrame | str | PathLike[st
     mail = ~_column(made, "origin").eq("probe").fillna(False).to_numpy(bool)
     texts = {name: (_text(listed, name), _text(made, name)) for name in _KEYS}
     (addresses, whose), sender = texts["recipient"], texts["sender"][1]
+    wrote_to = _text(made, "original_recipient")
+    whose = wrote_to.where(wrote_to.isin(set(addresses.dropna())), whose)
     if (bare := whose.isna() & mail & sender.str.contains("=", regex=False).fillna(False)).any():
         known = set(addresses.dropna())
         whose = whose.mask(bare, sender[bare].map(lambda text: _held(text, known)).astype("string"))
         made["recipient"] = _column(made, "recipient").where(~bare.to_numpy(), whose.array)
-        texts["recipient"] = addresses, whose
+    texts["recipient"] = addresses, whose
     codes = {name: pd.factorize(pd.concat(both, ignore_index=True))[0] for name, both in texts.items()}
     for code in codes.values():
         code[size:][~mail] = -1
@@ -143,16 +147,31 @@ def _held(sender: str, known: set[str]) -> str | None:
     return fits.pop() if len(fits) == 1 else None
 
 
+def _decoded(raw: bytes) -> str:
+    """As spreadsheets write text: UTF-8, UTF-16 with its mark, else Windows."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return raw.decode("utf-16")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", "replace")
+
+
 def _listed(sends: Any) -> pd.DataFrame:
     """The columns of a send list under our names, the values in our types."""
     if not isinstance(sends, pd.DataFrame):
         try:
-            with Path(sends).open(encoding="utf-8") as stream:
-                sep = max(",;\t", key=stream.readline(1 << 16).count)
-            cells = pd.read_csv(sends, sep=sep, header=None, dtype="string", keep_default_na=False, na_values=[""])
+            raw = Path(sends).read_bytes()
+            if raw.startswith(b"PK"):
+                raise ValueError("it is a workbook; save it as CSV")
+            text = _decoded(raw).removeprefix("\ufeff")
+            sep = max(",;\t", key=text[: 1 << 16].partition("\n")[0].count)
+            cells = pd.read_csv(StringIO(text), sep=sep, header=None, dtype="string", keep_default_na=False,
+                                na_values=[""])  # fmt: skip
             return _listed(cells[1:].set_axis(cells.iloc[0].astype(str), axis=1))
         except (OSError, TypeError, ValueError, SchemaError) as problem:  # pandas' own errors of a CSV are ValueErrors
-            raise FormatError(sends, f"is no send list: {problem}") from None
+            said = " ".join(str(problem).split()).removeprefix("send list: ")
+            raise FormatError(sends, f"is no send list: {said}") from None
     table = facts.table("send_columns").set_index("column")["spellings"].str.split("|")
     ours = {word: str(column) for column, words in table.items() for word in words}
     names = [ours.get(re.sub(r"[\W_]+", "", str(name).lower())) for name in sends]
@@ -201,4 +220,7 @@ def _times(frame: pd.DataFrame) -> _Array:
             stamps = stamps.fillna(pd.to_datetime(pd.to_numeric(unix), unit="s", utc=True))
         return pd.to_datetime(stamps, utc=True).dt.tz_localize(None).to_numpy("datetime64[us]")
     except ValueError as problem:
-        raise SchemaError(f"send list: {str(problem).splitlines()[0]}") from None
+        said = str(problem).splitlines()[0].partition(" is not ISO8601")[0].removeprefix("Time data ")
+        raise SchemaError(
+            f"send list: time {said!r} is neither ISO 8601 (2026-11-24T10:00:00Z) nor unix seconds"
+        ) from None

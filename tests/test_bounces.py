@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import gzip
 import io
@@ -249,3 +250,45 @@ def test_what_is_no_bounce_says_why(head: str, field: str, words: str, tmp_path:
 def test_a_subject_that_is_no_base64_is_kept_as_it_is(tmp_path: Path) -> None:
     row = read(tmp_path, b"From: a@b.example\nSubject: =?utf-8?b?=QQ=?=\n\nx\n").iloc[0]
     assert row["text"] == "=?utf-8?b?=QQ=?="
+
+
+@pytest.mark.parametrize(
+    "sender", ["bounce+anna=gmail.example@a.example", "SRS0=ab=cd=y.example=x@a.example", "b@c.example"]
+)
+def test_a_verp_address_is_kept_whole(sender: str, tmp_path: Path) -> None:
+    assert read(tmp_path, HEAD.replace(b"\n", f"\nTo: <{sender}>\n".encode(), 1) + b"\nx\n")["sender"][0] == sender
+
+
+WORDS = "Delivery failed to these recipients:\n\npaul@u.example\n550 5.1.10 RecipientNotFound; Recipient not found\n"
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("charset", ["utf-8", "utf-16", "utf-16le"])
+def test_words_in_base64_are_read_in_any_charset_and_with_any_ends(charset: str, ends: str, tmp_path: Path) -> None:
+    body = base64.encodebytes(WORDS.replace("\n", ends).encode(charset))
+    fields = f"Content-Type: text/plain; charset={charset}\nContent-Transfer-Encoding: base64\n\n".encode()
+    row = read(tmp_path, HEAD + fields + body).iloc[0]
+    assert (row["recipient"], row["category"], row["reply_code"]) == ("paul@u.example", "invalid_recipient", 550)
+
+
+def test_the_address_that_the_sender_wrote_to_is_kept_and_joined(tmp_path: Path) -> None:
+    report = b"Content-Type: message/delivery-status\n\n\nFinal-Recipient: rfc822; box@inner.example\n"
+    frame = read(
+        tmp_path, HEAD + report + b"Original-Recipient: rfc822; sven@r.example\nAction: failed\nStatus: 5.1.1\n"
+    )
+    assert frame[["recipient", "original_recipient"]].iloc[0].tolist() == ["box@inner.example", "sven@r.example"]
+    joined = dk.attach_sends(frame, pd.DataFrame({"recipient": ["sven@r.example"], "port": [587]}))
+    assert joined[["port", "joined"]].iloc[0].tolist() == [587, "recipient"]
+
+
+def test_a_newsletter_about_bounces_is_none(tmp_path: Path) -> None:
+    head = b"From: Weekly <weekly@blog.example>\nSubject: Undeliverable mail\nList-Unsubscribe: <mailto:x@y.example>\n"
+    frame = read(tmp_path, head + b"\n<john@doe.example>: 550 5.1.1 user unknown\n")
+    assert frame["category"].tolist() == ["not_a_failure"]
+
+
+def test_a_list_may_name_folders_and_nothing_is_no_path(folder: Path) -> None:
+    assert len(dk.read_bounces([folder])) == len(dk.read_bounces(folder))
+    for path in ("", [""], 7):
+        with pytest.raises(dk.FormatError, match="is not a path"):
+            dk.read_bounces(path)  # type: ignore[arg-type]

@@ -138,3 +138,13 @@ def test_a_stray_file_is_named_and_the_rest_is_read(tmp_path):
 def test_a_mailbox_is_read_by_the_reader_of_bounces() -> None:
     with pytest.raises(FormatError, match="a password in a URL"):
         read(["imaps://me:secret@mail.example/INBOX"])
+
+
+def test_a_damaged_archive_among_others_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    (tmp_path / "broken.zip").write_bytes(b"PK\3\4 and no more")
+    (tmp_path / "m.eml").write_bytes(
+        b"From: MAILER-DAEMON@a.example\nSubject: x\n\n<a@b.example>: 550 5.1.1 user unknown\n"
+    )
+    for path in (tmp_path, [tmp_path / "broken.zip", tmp_path / "m.eml"]):
+        with pytest.warns(UserWarning, match="broken.zip"):
+            assert len(read(path)) == 1

@@ -345,3 +345,26 @@ def test_a_million_attempts_and_a_million_sends_take_seconds() -> None:
     done = attach_sends(made, sends)
     assert done.attrs["joined"] | {"message_id recipient": n // 2, "recipient time": n // 2} == done.attrs["joined"]
     assert (done["port"].to_numpy() == sends["port"].to_numpy()[::-1]).all()
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "cp1252", "utf-8-sig"])
+def test_a_list_from_a_spreadsheet_is_read_in_its_charset(charset: str, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_bytes("recipient\tclient\r\nb@y.example\tMüller\r\n".encode(charset))
+    assert attach_sends(ATTEMPTS.build([{"recipient": "b@y.example"}]), tmp_path / "s.csv")["client"].tolist() == [
+        "Müller"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("recipient,time\na@b.example,24.11.2026 10:00\n", "time '24.11.2026 10:00' is neither ISO 8601"),
+        ("PK\3\4", "it is a workbook; save it as CSV"),
+        ("recipient,client\na@b.example,x,y,z\n", "is no send list"),
+    ],
+)
+def test_a_list_that_cannot_be_used_says_why_in_a_line(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises((FormatError, SchemaError), match=says) as error:
+        attach_sends(ATTEMPTS.build([{"recipient": "b@y.example"}]), tmp_path / "s.csv")
+    assert "\n" not in str(error.value)

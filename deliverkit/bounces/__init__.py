@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.errors import MessageError
@@ -29,8 +30,8 @@ from tqdm import tqdm
 from deliverkit.bounces.mail import WORDS, Fields, Mail, take_apart
 from deliverkit.bounces.sources import messages
 from deliverkit.classify import judged, settled
-from deliverkit.errors import FormatError
-from deliverkit.files import Source, streams
+from deliverkit.errors import DeliverkitError, FormatError
+from deliverkit.files import Part, Source, streams
 
 Row = dict[str, Any]
 _Message = tuple[str, int, bytes | str]  # source, number in it, the message or what is wrong with the source
@@ -59,10 +60,16 @@ def read_bounces(path: Source, *, workers: int = 1, password: str | None = None)
     Raises FormatError for a missing path, where there is no file, and for a mailbox that cannot be opened.
     """
     given: Any = path if isinstance(path, list | tuple) else [path]
-    single = isinstance(path, str | PathLike) and not _IMAP.match(str(path))
-    files = _files(Path(str(path))) if single else given
-    batches = _batches(_found(files, password, alone=len(files) == 1 and str(files[0]) == str(path)))
-    return settled(map(_frame, batches) if workers < 2 else _spread(batches, workers))
+    if not all(isinstance(one, Part) or (isinstance(one, str | PathLike) and str(one)) for one in given):
+        raise FormatError(path, "is not a path")
+    whole = [isinstance(one, Part) or _IMAP.match(str(one)) for one in given]
+    files = [file for one, as_is in zip(given, whole, strict=True) for file in ([one] if as_is else _files(one))]
+    alone = len(files) == 1 and given is not path and Path(str(files[0])) == Path(str(path))
+    batches = _batches(_found(files, password, alone))
+    try:
+        return settled(map(_frame, batches) if workers < 2 else _spread(batches, workers))
+    except BrokenProcessPool:
+        raise DeliverkitError('several workers need a script that starts under if __name__ == "__main__":') from None
 
 
 def _spread(batches: Iterable[list[_Message]], workers: int) -> Iterator[pd.DataFrame]:
@@ -106,9 +113,9 @@ def _frame(batch: Iterable[_Message]) -> pd.DataFrame:
     return judged(made)
 
 
-def _files(path: Path) -> list[str]:
+def _files(path: str | PathLike[str]) -> list[str]:
     """The files of a folder or Maildir, in order; a file is its own."""
-    box = (path / "cur").is_dir()  # a Maildir, whose subfolders are hidden
+    box = (Path(path) / "cur").is_dir()  # a Maildir, whose subfolders are hidden
     found = [f for f in _below(str(path), box) if not box or Path(f).parent.name in ("cur", "new")]
     return sorted(found, key=lambda name: name.split("/")) or [str(path)]
 
@@ -154,7 +161,7 @@ def _rows(mail: Mail) -> Iterator[Row]:
     top, subject, sender = mail.headers, *(_decoded(mail.headers.get(n, "")) for n in ("subject", "from"))
     base: Row = {"origin": "dsn", "attempted": False, "time": _time(top.get("date"), top.get("arrival-date")),
                  "text": subject or None, "message_id": _message_id(mail), "field": "Subject",
-                 "sender": next(filter(None, (_first(top[n]) for n in _SENT_TO if n in top)), None),
+                 "sender": _sent_to(top),
                  "queue_id": next((v for k, v in top.items() if k.endswith("queue-id")), None)}  # fmt: skip
     if not top.keys() & _HEADER:
         text = "not a mail message: no header field in it, or nothing at all"
@@ -171,7 +178,9 @@ def _rows(mail: Mail) -> Iterator[Row]:
             address = next(filter(None, [*filter(WORDS["whole"].match, named), *map(_first, named), *named]), None)
             if address and "@" not in address and (found := WORDS["generated"].search(mail.notice)):
                 address = str(found[1])
-            yield base | _row(address, group, partial(_about, mail, address))
+            row = base | _row(address, group, partial(_about, mail, address))
+            other = _first(named[1])
+            yield row | {"original_recipient": other if other and other != address else None}
     else:
         kind, base["field"], base["matched"] = _kind(mail, subject, sender)
         if kind == "bounce":
@@ -183,6 +192,12 @@ def _rows(mail: Mail) -> Iterator[Row]:
         else:
             answer = {"outcome": "passed", "recipient": _first(sender)} if kind == "auto-reply" else {}
             yield base | {"hint": kind} | answer
+
+
+def _sent_to(top: Fields) -> str | None:
+    """The envelope's sender of what bounced, whole: a VERP address has signs in it that others have not."""
+    found = (WORDS["envelope"].search(top[name]) for name in _SENT_TO if name in top)
+    return next((str(one[0]) for one in found if one), None)
 
 
 def _message_id(mail: Mail) -> str | None:
@@ -218,9 +233,13 @@ def _kind(mail: Mail, subject: str, sender: str) -> tuple[str, str, str]:
 
 
 def _person(mail: Mail, sender: str) -> bool:
-    """True for somebody with a name and a return path; a bounce has none (RFC 5321, 4.5.5), or that of a gateway."""
-    back, name = _first(mail.headers.get("return-path", "")), sender.partition("<")[0].strip(' "')
-    return back is not None and bool(name) and "@" not in name and not WORDS["daemon"].search(sender)
+    """True for somebody with a name who has a return path or writes to subscribers.
+
+    A bounce has no return path (RFC 5321, section 4.5.5), or that of a gateway, which has no name.
+    """
+    top, name = mail.headers, sender.partition("<")[0].strip(' "')
+    own = "list-unsubscribe" in top or _first(top.get("return-path", ""))
+    return bool(own and name) and "@" not in name and not WORDS["daemon"].search(sender)
 
 
 def _row(address: str | None, stated: Fields, block: Callable[[], str]) -> Row:

@@ -150,10 +150,9 @@ def _text(content: bytes, low: bytes = b"") -> str:
     elif b"base64" in encoding:
         packed = re.sub(rb"[^A-Za-z0-9+/]", b"", content)
         content = binascii.a2b_base64(packed[: len(packed) - (len(packed) % 4 == 1)] + b"==")
-    content = content.replace(b"\0", b"")
     shifted = ["iso-2022-jp"] if b"\x1b$" in content else []
     stated = WORDS["charset"].findall(low.decode("ascii", "replace")) if b"charset" in low and not shifted else []
     for name in [*shifted, *stated, "utf-8"]:
         with suppress(LookupError, ValueError):
-            return content.decode(name)
-    return content.decode("iso-2022-jp" if shifted else "cp1252", "replace")
+            return content.decode(name).replace("\0", "").replace("\r\n", "\n")
+    return content.decode("iso-2022-jp" if shifted else "cp1252", "replace").replace("\0", "").replace("\r\n", "\n")

@@ -55,7 +55,7 @@ def pseudonymous(attempts: pd.DataFrame) -> pd.DataFrame:
     made["recipient"] = pd.array([*names, None], dtype="string")[codes]
     for name in ("text", "banner"):
         made[name] = attempts[name].map(mask, na_action="ignore")
-    if "sender" in made:  # a VERP address holds the recipient
-        made["sender"] = pd.Series(pd.NA, made.index, dtype="string")
+    for name in {"sender", "original_recipient"} & {*made}:  # a VERP address holds the recipient
+        made[name] = pd.Series(pd.NA, made.index, dtype="string")
     made["source"] = attempts["source"].str.replace(r".*[/\\]", "", regex=True)
     return made
