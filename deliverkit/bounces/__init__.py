@@ -121,7 +121,7 @@ def _files(path: str | PathLike[str]) -> list[str]:
 
 
 def _below(folder: str, hidden: bool) -> Iterator[str]:
-    with suppress(NotADirectoryError, FileNotFoundError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(folder) as entries:  # no folder, or one that may not be read
         for entry in entries:
             if hidden or not entry.name.startswith("."):
                 if entry.is_dir(follow_symlinks=False):
