@@ -59,7 +59,8 @@ def attach_sends(attempts: pd.DataFrame, sends: pd.DataFrame | str | PathLike[st
     texts = {name: (_text(listed, name), _text(made, name)) for name in _KEYS}
     (addresses, whose), sender = texts["recipient"], texts["sender"][1]
     wrote_to = _text(made, "original_recipient")
-    whose = wrote_to.where(wrote_to.isin(set(addresses.dropna())), whose)
+    if wrote_to.notna().any():
+        whose = wrote_to.where(wrote_to.isin(addresses.dropna()), whose)
     if (bare := whose.isna() & mail & sender.str.contains("=", regex=False).fillna(False)).any():
         known = set(addresses.dropna())
         whose = whose.mask(bare, sender[bare].map(lambda text: _held(text, known)).astype("string"))

@@ -368,3 +368,12 @@ def test_a_list_that_cannot_be_used_says_why_in_a_line(text: str, says: str, tmp
     with pytest.raises((FormatError, SchemaError), match=says) as error:
         attach_sends(ATTEMPTS.build([{"recipient": "b@y.example"}]), tmp_path / "s.csv")
     assert "\n" not in str(error.value)
+
+
+def test_the_address_written_to_counts_only_where_the_list_has_it() -> None:
+    rows = [{"recipient": "box@in.example", "original_recipient": "b@y.example"}, {"recipient": "c@y.example"}]
+    rows += [{"recipient": "d@y.example", "original_recipient": "elsewhere@y.example"}]
+    sends = pd.DataFrame(
+        {"recipient": ["b@y.example", "c@y.example", "d@y.example", None], "port": [25, 465, 587, 2525]}
+    )
+    assert attach_sends(ATTEMPTS.build(rows), sends)["port"].tolist() == [25, 465, 587]

@@ -283,6 +283,9 @@ def _named(mail: Mail, sender: str) -> Iterator[tuple[str, str]]:
         texts[address] = max(texts.get(address, ""), words, key=len)
     own = {sender.lower(), (_first(mail.headers.get("to", "")) or "").lower()}
     named = WORDS["address"].findall(mail.headers.get("x-failed-recipients", ""))
+    leads = [a for a in texts if a not in own]
+    if len(named) == len(leads) == 1 and named[0].lower() != leads[0]:  # an alias: the words say of whom
+        named = leads
     named = named or [a for a in texts if a not in own] or [*texts][:1] or WORDS["generated"].findall(mail.notice)
     near = [] if named else [a for a in WORDS["near"].findall(mail.notice) if not WORDS["daemon"].search(a)]
     last = [a for a in near if a.lower() not in own] or near or [_first(mail.returned.get("to", "")) or ""]
