@@ -1,136 +1,222 @@
-"""Event exports of mail providers (Amazon SES, SendGrid): one row per event and recipient.
+"""Event exports of mail providers: one row per event and recipient, or per attempt where an event tells of several.
 
-What a field or an event means stands in facts/esp_exports.toml; this module knows JSON, times and codes.
+What a field or an event means stands in facts/esp_exports.toml; this module knows paths, codes and envelopes.
 """
 
-import json
+from __future__ import annotations
+
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from deliverkit import facts
 from deliverkit.classify import classify
-from deliverkit.errors import FormatError
-from deliverkit.files import Part, Source, parts
+from deliverkit.errors import FormatError, SchemaError
+from deliverkit.files import Part, Source
+from deliverkit.records import TEXT, TIME, Block, Table, gather, looks_like, plain
+from deliverkit.schema import ATTEMPTS, STEPS
 
-_BEGIN, _AGAIN = re.compile(r"[^\s,\]]"), re.compile(r"\n(?=[{\[])")  # where a value begins, and after damage
-_KIND = re.compile(r"(?:smtp|x-[\w-]{1,20})\s*;\s*", re.ASCII)  # as in a delivery report: "smtp; 550 ..."
-_CODES = re.compile(r"(?:([2-5]\d\d)(?:[ -]|$))?#?([245]\.\d{1,3}\.\d{1,3}\b)?")
-_TABLES: list[dict[str, Any]] = facts.tables("esp_exports")["provider"]
+_KIND = r"^(?i:smtp|x-[\w-]{1,20})\s*;\s*|^sent \("  # as in a delivery report, "smtp; 550 ...", or in a log of Postfix
+_CODES = re.compile(r"(?:([2-5][0-8]\d)(?:[ -]|$))?#?([245]\.\d{1,3}\.\d{1,3}\b)?")  # x9x are a provider's own
+_TYPES = {"string": TEXT, "Int64": pa.int64(), "Float64": pa.float64(), "boolean": pa.bool_()}
+_FRAME = {c.name: _TYPES.get(c.dtype, TIME) for c in ATTEMPTS.columns}
+_MAPPED = {"time", "vantage", "client", "campaign", "recipient", "original_recipient", "sender", "host", "address"}
+_MAPPED |= {"port", "step", "outcome", "reply_code", "status_code", "text", "delay_s", "queue_id", "message_id"}
+_READ = [*sorted(_MAPPED), "attempted", "source", "line"]
+_MADE = pa.schema([(name, _FRAME[name]) for name in _READ] + [("hint", TEXT), ("id", TEXT), ("event", pa.int64())])
+_ALLOWED = {"step": STEPS, "outcome": ("passed", "deferred", "failed")}
+_FACTS = facts.tables("esp_exports")
+_TABLES: list[Table] = _FACTS["provider"]
 _NAMES = sorted({table["name"] for table in _TABLES})
 
 
-def read_export(path: Source, provider: str | None = None) -> pd.DataFrame:
-    """Read event exports of a mail provider as an `ATTEMPTS` frame: one row per event and recipient.
+def read_export(path: Source, provider: str | None = None, *, port: int | None = None,
+                columns: Mapping[str, Any] | None = None) -> pd.DataFrame:  # fmt: skip
+    """Read event exports of mail providers as an `ATTEMPTS` frame: one row per event and recipient.
 
-    Takes JSON: a value, an array, or values one after the other. The shape is found from the fields, among those of
-    `provider` (ses, sendgrid) if one is named. `port` stays missing: no provider tells it. Events that are no delivery
-    have `attempted` False and no outcome; unknown ones say their kind in `text`, what is no JSON says where. An event
-    seen before (by its id) is dropped: `attrs["duplicates"]` counts them. Raises FormatError for an unknown provider,
-    an empty file, and a file without any known event.
+    Takes JSON (values one after the other, lines, arrays, pages), CSV with a header, and form posts, of Amazon SES,
+    SendGrid, Mailgun, Postmark, SparkPost, Mailchimp Transactional (mandrill), Brevo and Mailjet. The shape is found
+    from the fields, among those of `provider` if one is named. Files are read in blocks, whatever their size.
+    For any other file `columns` maps columns of the frame, and `event`, to the file's headers or JSON paths:
+    `{"recipient": "Email", "time": "Date", "event": "Status"}`. Words for events are those of the table "generic" in
+    facts/esp_exports.toml; a pair such as `("Status", {"ok": "delivered"})` translates others to these.
+
+    No provider tells the port: it stays missing unless `port=` says which one its attempts were made on. Events that
+    are no attempt have `attempted` False, unknown ones say their kind in `text`. What cannot be read is a row that
+    says where, behind the others of its file; `line` is the line, in a file that begins with an array the item. Events
+    seen before (by their id) are dropped: `attrs["duplicates"]` counts them.
+    Raises FormatError for an unknown provider, an empty file, and a file without any known event; SchemaError for a
+    port that is none and for columns that cannot be mapped.
     """
     if provider not in (None, *_NAMES):
         raise FormatError(path, f"no export of a provider {provider!r}; known: {', '.join(_NAMES)}")
-    seen: dict[Any, int] = {}
-    rows = [row for part in parts(path) for row in _rows(part, provider, seen)]
-    made = pd.DataFrame(rows, columns=None if rows else ["time"])
-    stamps = made["time"].astype("string")
-    seconds = pd.to_datetime(pd.to_numeric(stamps, errors="coerce"), unit="s", utc=True, errors="coerce")
-    texts = pd.to_datetime(stamps, format="ISO8601", utc=True, errors="coerce")
-    result = classify(made.assign(time=seconds.fillna(texts), origin="export"))
-    result.attrs["duplicates"] = sum(seen.values())
+    if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535):
+        raise SchemaError(f"port={port!r} is no TCP port, which is a whole number from 1 to 65535")
+    tables = [_mapped(columns)] if columns is not None else [t for t in _TABLES if provider in (None, t["name"])]
+    found = gather(path, tables, _FACTS["envelopes"], "no event of a known provider", _NAMES)
+    return _framed(pa.concat_tables([_MADE.empty_table(), *(_rows(*some) for some in found)]), port)
+
+
+def known_export(part: Part) -> bool:
+    """True if a file looks like an export: JSON, a form post, or CSV with the header of a known provider."""
+    return looks_like(part, _TABLES, _FACTS["envelopes"])
+
+
+def _mapped(columns: Mapping[str, Any]) -> Table:
+    """The table of facts that a caller's columns make."""
+    if unknown := [name for name in columns if name not in {*_MAPPED, "event"}]:
+        raise SchemaError(f"columns= cannot set {unknown[0]!r}; it can set event, {', '.join(sorted(_MAPPED))}")
+    paths = {name: asked[0] if isinstance(asked, tuple) else asked for name, asked in columns.items()}
+    if not {"event", "outcome"} & set(paths) or not all(isinstance(path, str) and path for path in paths.values()):
+        raise SchemaError(
+            "columns= wants headers, of `event` or `outcome` at least; of event also (header, {word: event})"
+        )
+    [generic] = [table for table in _TABLES if table["name"] == "generic"]
+    events = {plain(word): meaning for word, meaning in generic["events"].items()}
+    for word, known in (columns["event"][1] if isinstance(columns.get("event"), tuple) else {}).items():
+        if plain(known) not in events:
+            raise SchemaError(f"columns=: there is no event {known!r}; known: {', '.join(generic['events'])}")
+        events[plain(word)] = events[plain(known)]
+    needs, mark = [*paths.values()], paths.get("recipient") or paths.get("event") or paths["outcome"]
+    event = [paths.pop("event")] if "event" in paths else []
+    return {"name": "generic", "marks": [[mark]], "header": [needs], "event": event, "events": events,
+            "fields": {name: [path] for name, path in paths.items()}}  # fmt: skip
+
+
+def _rows(table: Table, block: Block, numbers: Any, events: Any, source: str) -> pa.Table:
+    """The rows of events of one shape: one for each recipient, or for each attempt that an event tells of."""
+    if not table:
+        said = {"text": pa.array(block.values, TEXT), "hint": pa.array(["unreadable"] * len(events), TEXT)}
+        return _filled(said | {"attempted": pa.repeat(False, len(events))}, numbers, events, source)
+    if listed := [found for path in table.get("each", ()) if (found := block.raw(path))]:
+        first = [next(filter(None, row), None) for row in zip(*listed, strict=True)]
+        items = [one if isinstance(one, list) else [one] for one in first]
+        if table["event"][0].startswith("each."):
+            items = _attempts(table, items, block.column(table["event"][1:]).to_pylist())
+        whose = np.repeat(np.arange(len(items)), [len(some) for some in items])
+        block, numbers, events = block.take(whose), numbers[whose], events[whose]
+        block.columns["each"] = [one for some in items for one in some]
+    made: dict[str, Any] = {}
+    for name, paths in table["fields"].items():
+        kind = _FRAME[name]
+        made[name] = block.column(paths, TIME if kind == TIME else TEXT)
+        if kind not in (TIME, TEXT) and name != "reply_code":
+            made[name] = _numbers(made[name], kind)
+    for name in table.get("before_dot", ()):
+        made[name] = pc.list_element(pc.split_pattern(made[name], ".", max_splits=1), 0)
+    for name in _ALLOWED.keys() & made.keys():
+        lower = pc.utf8_lower(made[name])
+        made[name] = pc.if_else(pc.is_in(lower, pa.array(_ALLOWED[name], TEXT)), lower, pa.scalar(None, TEXT))
+    kinds = block.column(table["event"])
+    means, group = _meanings(table, block, kinds)
+
+    def meant(name: str, kind: Any = TEXT) -> Any:
+        return pa.array([meaning.get(name) or None for meaning in means], kind).take(group)
+
+    made["outcome"] = pc.coalesce(*(made[name] for name in ("outcome",) if name in made), meant("outcome"))
+    tried = pc.is_valid(made["outcome"])
+    never = pa.array([meaning.get("attempted") is False for meaning in means], pa.bool_()).take(group)
+    made["attempted"], made["hint"] = pc.and_not(tried, never), meant("hint")
+    inbox = pc.if_else(pc.equal(made["outcome"], "passed"), pa.scalar("inbox", TEXT), pa.scalar(None, TEXT))
+    made["step"] = pc.coalesce(*(made[name] for name in ("step",) if name in made), meant("step"), inbox)
+    for name in {"host", "address"} & made.keys():  # of events that are no delivery: a reader's
+        made[name] = pc.if_else(tried, made[name], pa.scalar(None, TEXT))
+    _words(table, made, kinds, meant("text"))
+    ids = [[block.column([path]) for path in some] for some in table.get("id", ()) if all(map(block.raw, some))]
+    if ids:
+        gap = pa.scalar("\0", TEXT)
+        whole = pc.coalesce(*(pc.binary_join_element_wise(*some, gap) for some in ids))
+        made["id"] = pc.binary_join_element_wise(pa.scalar(table["name"], TEXT), whole, gap)
+    return _filled(made, numbers, events, source)
+
+
+def _filled(made: dict[str, Any], numbers: Any, events: Any, source: str) -> pa.Table:
+    """The rows with all their columns."""
+    made |= {"line": pa.array(numbers, pa.int64()), "event": pa.array(events, pa.int64())}
+    made["source"] = pa.repeat(pa.scalar(source, TEXT), len(events))
+    return pa.table([made.get(field.name, pa.nulls(len(events), field.type)) for field in _MADE], schema=_MADE)
+
+
+def _attempts(table: Table, items: list[list[Any]], kinds: list[Any]) -> list[list[Any]]:
+    """The attempts that events list, and the event itself (None) where none of them says what it says."""
+    words, made = {plain(kind): meaning.get("outcome") for kind, meaning in table["events"].items()}, []
+    for some, kind in zip(items, kinds, strict=True):
+        own = words.get(plain(kind or ""))
+        said = {words.get(plain(str(one.get("type")))) for one in some if isinstance(one, dict)}
+        made.append([*some, *([] if own in said else [None])] if own else [None])
+    return made
+
+
+def _meanings(table: Table, block: Block, kinds: Any) -> tuple[list[Table], Any]:
+    """What the events say by kind and by the fields of `but`, and the place of what each one says."""
+    group, choices = np.zeros(len(block.values), np.int64), [[table["events"].get(table.get("always"), {})]]
+    asked = [(kinds, table["events"], {"hint": "unreadable"})] if table["event"] else []
+    asked += [(block.column([path]), words, {}) for path, words in table.get("but", {}).items() if block.raw(path)]
+    for found, words, otherwise in asked:
+        place = {plain(word): n for n, word in enumerate(words, 1)}
+        coded = found.dictionary_encode()
+        code = np.array([*(place.get(plain(word), 0) for word in coded.dictionary.to_pylist()), 0])
+        group = group * (len(words) + 1) + code[coded.indices.fill_null(-1).to_numpy()]
+        choices.append([otherwise, *words.values()])
+    used, group = np.unique(group, return_inverse=True)
+    means = [Table() for _ in used]
+    for choice in reversed(choices):
+        used, codes = np.divmod(used, len(choice))
+        means = [choice[code] | meaning for code, meaning in zip(codes.tolist(), means, strict=True)]
+    return means, pa.array(group)
+
+
+def _words(table: Table, made: dict[str, Any], kinds: Any, meant: Any) -> None:
+    """Fill in the text and the codes that it begins with."""
+    text = made.get("text", kinds)
+    if "words" in table:
+        words, said = (pa.array(some, TEXT) for some in (table["words"].keys(), table["words"].values()))
+        text = pc.coalesce(said.take(pc.index_in(text, words)), text)
+    text = pc.ascii_trim_whitespace(pc.replace_substring_regex(text, _KIND, ""))
+    found = {"text": text} | {name: made[name] for name in ("status_code", "reply_code") if name in made}
+    codes = {name: _codes(some) for name, some in found.items()}
+    made["reply_code"] = pc.coalesce(*(reply for reply, _ in codes.values()))
+    made["status_code"] = pc.coalesce(*(codes[name][1] for name in ("status_code", "text") if name in codes))
+    unknown = pc.equal(made["hint"], "unreadable")
+    named = pa.array([f"unknown event {str(kind)[:200]!a}" for kind in kinds.filter(unknown).to_pylist()], TEXT)
+    made["text"] = pc.replace_with_mask(pc.coalesce(text, meant, kinds), pc.fill_null(unknown, False), named)
+
+
+def _codes(texts: Any) -> tuple[Any, Any]:
+    """Reply codes and enhanced codes that texts begin with; few beginnings differ."""
+    coded = pc.utf8_slice_codeunits(texts, 0, 14).dictionary_encode()
+    found = [match.groups() if (match := _CODES.match(text)) else (None, None) for text in coded.dictionary.to_pylist()]
+    reply = pa.array([int(reply) if reply else None for reply, _ in found], pa.int64())
+    return reply.take(coded.indices), pa.array([status for _, status in found], TEXT).take(coded.indices)
+
+
+def _numbers(texts: Any, kind: Any) -> Any:
+    numbers = pd.to_numeric(pd.Series(texts.to_pylist(), dtype=object), errors="coerce").to_numpy("float64")
+    good = np.isfinite(numbers) & (np.abs(numbers) < 1 << 53)
+    return pa.array(np.where(good, numbers, 0), mask=~good).cast(kind, safe=False)
+
+
+def _framed(made: pa.Table, port: int | None) -> pd.DataFrame:
+    """The rows as a classified frame, without those of events seen before."""
+    if (np.diff(made["event"]) < 0).any():
+        made = made.take(pa.array(np.argsort(made["event"], kind="stable")))
+    coded = made["id"].combine_chunks().dictionary_encode()
+    size, events = len(coded.dictionary), made["event"].to_numpy()
+    codes, first = coded.indices.fill_null(size).to_numpy(), np.zeros(size + 1, np.int64)
+    first[codes[::-1]] = events[::-1]
+    again = (events != first[codes]) & (codes < size)
+    rows = made.filter(pa.array(~again)).drop_columns(["id", "event"])
+    types = {TEXT: pd.StringDtype("pyarrow"), pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype(),
+             pa.bool_(): pd.BooleanDtype()}  # fmt: skip
+    frame = rows.to_pandas(types_mapper=types.get).assign(origin="export")
+    frame["port"] = frame["port"].where(frame["port"].between(1, 65535))
+    if port is not None:
+        frame["port"] = frame["port"].mask(frame["attempted"] & frame["port"].isna(), port)
+    result = classify(frame)
+    result.attrs["duplicates"] = len(np.unique(events[again]))
     return result
-
-
-def _known(value: Any, provider: str | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """An event, taken out of its envelope, and the table of facts whose shape it has."""
-    for table in _TABLES:
-        event = value
-        for field in table.get("unwrap", ()):
-            if isinstance(event, dict) and isinstance(event.get(field), str):
-                event = next((inner for _, inner in _values(event[field])), None)
-        marked = any(all(_get(event, [path]) is not None for path in marks) for marks in table["marks"])
-        if marked and provider in (None, table["name"]):
-            return event, table
-    return None
-
-
-def _values(text: str) -> Iterator[tuple[int, Any]]:
-    """JSON values with their line, in an array the item's number; None for what is no JSON."""
-    decode, at, line = json.JSONDecoder().raw_decode, 0, 1
-    while found := _BEGIN.search(text, at):
-        line, at = line + text.count("\n", at, found.start()), found.start()
-        try:
-            value, end = decode(text, at)
-        except (ValueError, RecursionError):
-            again = _AGAIN.search(text, at)
-            value, end = None, again.end() if again else len(text)
-        yield from enumerate(value, 1) if isinstance(value, list) else [(line, value)]
-        line, at = line + text.count("\n", at, end), end
-
-
-def _rows(part: Part, provider: str | None, seen: dict[Any, int]) -> Iterator[dict[str, Any]]:
-    with part.open() as stream:
-        begin = stream.peek(4096)[:4096].removeprefix(b"\xef\xbb\xbf").strip()
-        if not begin.startswith((b"{", b"[")):
-            raise FormatError(part.name, "this is not JSON" if begin else "the file is empty")
-        text = stream.read().decode("utf-8-sig", "backslashreplace")
-    known, lost = False, []
-    for line, value in _values(text):
-        where = {"source": part.name, "line": line}
-        if (found := _known(value, provider)) is None:
-            said = f"line {line}: {'not JSON' if value is None else 'no event of a known provider'}"
-            lost.append({"time": None, "text": said, "attempted": False, "hint": "unreadable"} | where)
-            continue
-        known, (event, table) = True, found
-        if (key := _get(event, table.get("id", []))) is not None:
-            if (table["name"], key) in seen:
-                seen[table["name"], key] += 1
-                continue
-            seen[table["name"], key] = 0
-        listed = next(filter(None, (_walk(event, path) for path in table.get("each", ()))), None)
-        for item in listed if isinstance(listed, list) else [listed]:
-            yield _row({**event, "each": item}, table) | where
-    if lost and not known:
-        raise FormatError(part.name, f"there is no event of a known provider in it; known: {', '.join(_NAMES)}")
-    yield from lost
-
-
-def _row(event: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {column: _get(event, paths) for column, paths in table["fields"].items()}
-    kind, words = table.get("always") or _get(event, table["event"]), table.get("words", {})
-    means = table["events"].get(kind, {"hint": "unreadable", "text": f"unknown event {kind!a}"})
-    for path, but in table.get("but", {}).items():
-        means = means | but.get(_get(event, [path]), {})
-    text = means.get("text") or _KIND.sub("", words.get(row["text"], row["text"] or ""), count=1).strip()
-    stated, said = (_CODES.match(words or "") for words in (row.get("status_code"), text))
-    for column in table.get("before_dot", ()):
-        row[column] = row[column] and row[column].partition(".")[0]
-    return row | {
-        "text": text or kind,
-        "outcome": means.get("outcome"),
-        "attempted": means.get("attempted", "outcome" in means),
-        "hint": means.get("hint"),
-        "reply_code": (said and said[1]) or (stated and stated[1]),
-        "status_code": (stated and stated[2]) or (said and said[2]),
-        "step": "inbox" if means.get("outcome") == "passed" else None,
-    }
-
-
-def _walk(event: Any, path: str) -> Any:
-    for name in path.split("."):
-        event = event[0] if isinstance(event, list) and event else event
-        event = event.get(name) if isinstance(event, dict) else None
-    return event
-
-
-def _get(event: Any, paths: list[str]) -> str | None:
-    """The first of the fields that holds a text or number, as text; of a list its first item."""
-    for path in paths:
-        found = _walk(event, path)
-        found = found[0] if isinstance(found, list) and found else found
-        if isinstance(found, str | int | float) and found != "":
-            return str(found).encode("utf-8", "backslashreplace").decode()  # lone surrogates are no text
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -11,10 +12,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from deliverkit import facts
-from deliverkit.errors import FormatError
-from deliverkit.exports import read_export
+from deliverkit import facts, records
+from deliverkit.errors import FormatError, SchemaError
+from deliverkit.exports import known_export, read_export
+from deliverkit.files import parts
 from deliverkit.outcomes import outcomes
 
 CASES = tomllib.loads((Path(__file__).parent / "cases/exports.toml").read_text(encoding="utf-8"))["case"]
@@ -28,7 +32,9 @@ def write(path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_event_gives_the_expected_row(tmp_path: Path, case: dict[str, Any]) -> None:
-    row = read_export(write(tmp_path / "x", case["text"])).to_dict("records")[-1]
+    made = read_export(write(tmp_path / "x", case["text"]))
+    row = made.to_dict("records")[-1]
+    assert len(made) == case.get("rows", len(made))
     assert {column: row[column] for column in case["expect"]} == case["expect"]
     assert [column for column in case.get("missing", ()) if not pd.isna(row[column])] == []
 
@@ -41,6 +47,14 @@ def test_every_event_of_the_facts_has_a_case_or_is_like_one_that_has() -> None:
         for kind, means in table["events"].items():
             like[str(means)] |= kind in text or "always" in table
         assert all(like.values()), table["title"]
+
+
+def test_every_hint_of_the_facts_is_one() -> None:
+    hints, said = set(facts.table("hints")["hint"]), set()
+    for table in facts.tables("esp_exports")["provider"]:
+        for meanings in (table["events"], *table.get("but", {}).values()):
+            said |= {meaning["hint"] for meaning in meanings.values() if meaning.get("hint")}
+    assert said <= hints and "connect" in said
 
 
 @pytest.mark.parametrize("between", ["", "\n", ",\n", "\r\n\r\n"])
@@ -78,8 +92,13 @@ def test_a_message_sent_to_two_is_two_outcomes(tmp_path: Path) -> None:
         (os.urandom(100) + b"\0", "not JSON"),
         (b"{broken", "no event of a known provider"),
         (b"[" * 100_000, "no event of a known provider"),
-        (b'{"event":"sent","MessageID":1}', "known: sendgrid, ses"),
-        (b"[1, null, [], {}]", "known: sendgrid, ses"),
+        (b'{"event":"sent","MessageId":1}', "known: .*sendgrid, ses"),
+        (b"[1, null, [], {}]", "known: .*sendgrid, ses"),
+        (b"[" + b'{"a":' * 100_000, "no event of a known provider"),
+        (b"a\rb,c\r", "not JSON"),
+        (b"event=a&recipient=%zz", "not JSON"),
+        (b"x=" + b"&event=1" * 300, "not JSON"),
+        (b'"' + b"x" * 200_000, "not JSON"),
         (b"{" + b"x" * 10_000_000, "no event of a known provider"),
         (gzip.compress(json.dumps([EVENT] * 5000).encode())[:-9], "cannot be read"),
     ],
@@ -96,7 +115,7 @@ def test_a_provider_is_known_and_believed(tmp_path: Path) -> None:
     assert len(read_export(path, provider="sendgrid")) == 1
     with pytest.raises(FormatError, match="no event of a known provider"):
         read_export(path, provider="ses")
-    with pytest.raises(FormatError, match="'pigeon'; known: sendgrid, ses"):
+    with pytest.raises(FormatError, match=r"'pigeon'; known: .*sendgrid, ses"):
         read_export(path, provider="pigeon")
 
 
@@ -109,6 +128,228 @@ def test_no_value_of_a_field_breaks_the_reading(tmp_path: Path, value: object) -
     for field in EVENT:
         (tmp_path / "x").write_text(json.dumps([EVENT | {field: value}, EVENT | {"sg_event_id": "e2"}]))
         assert len(read_export(tmp_path / "x")) == 2
+
+
+def bounce(number: int) -> dict[str, Any]:
+    """A SES event with two recipients and a text that looks like JSON."""
+    said = {"emailAddress": f"b{number}@y.example", "diagnosticCode": 'smtp; 550 5.1.1 no "user" \\\\ },{ [ü]\\'}
+    mail = {"messageId": f"m{number}", "destination": ["b@y.example"], "headers": [{"name": "a"}, {"name": "b"}]}
+    body = {
+        "feedbackId": f"f{number}",
+        "timestamp": "2026-01-02T03:04:06.5Z",
+        "bouncedRecipients": [said, {"emailAddress": "c@z"}],
+    }
+    return {"eventType": "Bounce", "mail": mail, "bounce": body}
+
+
+EVENTS = [EVENT | {"sg_event_id": f"e{n}"} if n % 3 else bounce(n) for n in range(40)]
+SHAPES = {
+    "lines": "\n".join(map(json.dumps, EVENTS)), "array": json.dumps(EVENTS), "indented": json.dumps(EVENTS, indent=1),
+    "arrays": "\n".join(json.dumps(EVENTS[n : n + 7], ensure_ascii=False) for n in range(0, 40, 7)),
+    "values": "".join(map(json.dumps, EVENTS)), "page": json.dumps({"items": EVENTS, "paging": {}}),
+    "envelopes": "\r\n".join(json.dumps({"Type": "Notification", "Message": json.dumps(e)}) for e in EVENTS),
+    "odd": "[1, " + ",\n".join(map(json.dumps, EVENTS)) + ", NaN, 1e999, -0, " + "9" * 5000 + "]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1, 100, 1500, 8 << 20])
+def test_neither_shape_nor_size_of_the_blocks_changes_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, size: int
+) -> None:
+    usual = read_export(write(tmp_path / "x", json.dumps(EVENTS)))
+    monkeypatch.setattr(records, "_BLOCK", size)
+    (tmp_path / "x").write_bytes(gzip.compress(SHAPES[shape].encode()))
+    made = read_export(tmp_path / "x")
+    good = made[made["rule"] != "hint:unreadable"].reset_index(drop=True)
+    assert len(usual) == 54 and len(made) - len(good) == (5 if shape == "odd" else 0)
+    pd.testing.assert_frame_equal(good.drop(columns="line"), usual.drop(columns="line"))
+    assert good["line"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("size", [1, 100, 8 << 20])
+def test_a_damaged_line_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(records, "_BLOCK", size)
+    lines = [json.dumps(EVENT | {"sg_event_id": f"e{n}"}) for n in range(1000)]
+    lines[500] = lines[500][:70]
+    lines[700] = lines[700].replace('"', "", 1)
+    made = read_export(write(tmp_path / "x", "\n".join(lines)))
+    assert made["outcome"].eq("passed").sum() == 998
+    assert list(made["text"][998:]) == ["line 501: not JSON", "line 701: not JSON"]
+    assert list(made["line"][498:502]) == [499, 500, 502, 503]
+
+
+@pytest.mark.parametrize("size", [1, 100, 8 << 20])
+def test_a_cut_array_loses_its_tail_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(records, "_BLOCK", size)
+    text = json.dumps([EVENT | {"sg_event_id": f"e{n}"} for n in range(10)])
+    for cut, says in (
+        (-20, r"item 10: not JSON from here on, \d+ characters"),
+        (-1, "item 11: the file ends inside an"),
+    ):
+        made = read_export(write(tmp_path / "x", text[:cut]))
+        assert made["outcome"].eq("passed").sum() == (9 if cut == -20 else 10)
+        assert made["text"].str.match(says).sum() == 1 and len(made) == made["outcome"].eq("passed").sum() + 1
+
+
+def test_a_damaged_item_of_an_array_in_one_line_costs_itself_alone(tmp_path: Path) -> None:
+    text = json.dumps([EVENT | {"sg_event_id": f"e{n}"} for n in range(10)]).replace('"e4"', '"e4')
+    made = read_export(write(tmp_path / "x", text))
+    assert made["outcome"].eq("passed").sum() == 9 and made["text"].iloc[-1] == "item 5: not JSON"
+
+
+def test_a_value_without_end_is_given_up_and_what_follows_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_BLOCK", 100)
+    monkeypatch.setattr(records, "_MOST", 1000)
+    good = [json.dumps(EVENT | {"sg_event_id": f"e{n}"}) for n in range(4)]
+    text = "\n".join([*good[:2], '{"a":"' + "x" * 5000, *good[2:]])
+    made = read_export(write(tmp_path / "x", text))
+    assert made["outcome"].eq("passed").sum() == 4 and made["text"].str.startswith("line 3: not JSON").any()
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a\n' * 20_000, "[\n" * 50_000, '{"a":\n' * 50_000, "},{" * 20_000, '"' * 50_001, "1," * 50_000]
+)
+def test_much_that_is_no_event_leaves_the_good_ones(tmp_path: Path, text: str) -> None:
+    made = read_export(write(tmp_path / "x", json.dumps(EVENT) + "\n" + text))
+    assert made["outcome"].eq("passed").sum() == 1 and made["rule"].eq("hint:unreadable").sum() == len(made) - 1 > 0
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["bounce", "550 5.1.1 x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_event_breaks_the_reading_or_is_lost(tmp_path: Path, data: st.DataObject) -> None:
+    case = data.draw(st.sampled_from([case for case in CASES if case["text"].startswith(("{", "["))]))
+    events = [event for event in records._pieces(case["text"].encode(), False, True)[0] if isinstance(event, dict)]
+    for event in events:
+        holder = event
+        for _ in range(data.draw(st.integers(0, 4))):
+            inner = [held for held in holder.values() if isinstance(held, dict) and held]
+            holder = data.draw(st.sampled_from(inner)) if inner else holder
+        holder[data.draw(st.sampled_from(sorted(holder)))] = data.draw(VALUES)
+    known = json.dumps(EVENT | {"sg_event_id": "known"})
+    made = read_export(write(tmp_path / "x", "\n".join([*map(json.dumps, events), known])))
+    assert made["outcome"].eq("passed").any() and made["outcome"].isin(["passed", "deferred", "failed", pd.NA]).all()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 700), piece=st.binary(max_size=8), size=st.sampled_from([1, 64, 1 << 20]))
+def test_no_bytes_break_the_reading(tmp_path: Path, at: int, piece: bytes, size: int) -> None:
+    good = json.dumps(EVENT).encode()
+    text = b"\n".join([good, json.dumps(bounce(1)).encode(), good.replace(b"e1", b"e2"), good.replace(b"e1", b"e3")])
+    (tmp_path / "x").write_bytes(text[:at] + piece + text[at + len(piece) :])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_BLOCK", 8 << 20)
+        whole = read_export(tmp_path / "x") if (tmp_path / "x").read_bytes().lstrip()[:1] in (b"{", b"[") else None
+        patch.setattr(records, "_BLOCK", size)
+        if whole is not None:
+            pd.testing.assert_frame_equal(read_export(tmp_path / "x"), whole)
+
+
+def test_the_port_is_the_callers_and_of_attempts_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", json.dumps([EVENT, EVENT | {"event": "click", "sg_event_id": "e2"}]))
+    assert read_export(path)["port"].isna().all()
+    assert list(read_export(path, port=25)["port"].fillna(0)) == [25, 0]
+    for port in (0, 65536, -1, True, "25", 25.0):
+        with pytest.raises(SchemaError, match="no TCP port"):
+            read_export(path, port=port)  # type: ignore[arg-type]
+
+
+def test_any_csv_is_read_by_a_map_of_its_columns(tmp_path: Path) -> None:
+    text = "Wann,An wen,Ergebnis,Antwort,Tür\n1767323046,b@y.example,zugestellt,250 ok,587\n"
+    text += ",c@y.example,Bounced,550 5.1.1 x,x\n"
+    words = ("Ergebnis", {"zugestellt": "delivered"})
+    columns = {"time": "wann", "recipient": "An wen", "event": words, "text": "Antwort", "port": "Tür"}
+    made = read_export(write(tmp_path / "x", text), columns=columns)
+    assert list(made["outcome"]) == ["passed", "failed"] and list(made["port"].fillna(0)) == [587, 0]
+    assert list(made["reply_code"]) == [250, 550] and made["time"].notna().tolist() == [True, False]
+    with pytest.raises(FormatError, match="no CSV with a known header: 'Wann,An wen"):
+        read_export(tmp_path / "x", columns=columns | {"host": "Host"})
+    with pytest.raises(FormatError, match="no CSV with a known header"):
+        read_export(tmp_path / "x")
+    for wrong in (
+        {},
+        {"recipient": "An wen"},
+        {"rule": "x", "event": "y"},
+        {"event": ("Ergebnis", {"ok": "nonsense"})},
+        {"event": 1},
+    ):
+        with pytest.raises(SchemaError, match="columns="):
+            read_export(tmp_path / "x", columns=wrong)
+
+
+def test_a_map_of_columns_reads_json_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", '{"who":{"mail":"b@y.example"},"state":"deferred"}\n{"who":{"mail":"c@y.example"}}')
+    made = read_export(path, columns={"recipient": "who.mail", "outcome": "state"})
+    assert list(made["recipient"]) == ["b@y.example", "c@y.example"]
+    assert list(made["outcome"].fillna("")) == ["deferred", ""] and list(made["attempted"]) == [True, False]
+
+
+def test_rows_of_csv_that_do_not_fit_say_so(tmp_path: Path) -> None:
+    text = (
+        'time,recipient,event,reason\n1,b@y.example,bounced,"a, ""b""\nc"\n2,c@y.example\n\n3,d@y.example,"delivered\n'
+    )
+    text += "x\n" * 70_000
+    made = read_export(write(tmp_path / "x", text))
+    assert list(made["recipient"].dropna()) == ["b@y.example"] and not made["attempted"][1:].any()
+    assert made["text"][0] == 'a, "b"\nc' and made["text"][1] == "line 4: 2 fields, not 4"
+    assert made["text"][2].startswith("line 6: not CSV: ")
+
+
+def test_a_notification_told_twice_is_one_event_and_the_id_of_a_page_is_that_of_none(tmp_path: Path) -> None:
+    done = {"timestamp": "2026-01-02T03:04:09Z", "recipients": ["b@y.example"], "smtpResponse": "250 ok"}
+    event = {"eventType": "Delivery", "mail": {"messageId": "m"}, "delivery": done}
+    posts = [{"Type": "Notification", "MessageId": id, "Message": json.dumps(event)} for id in "aab"]
+    made = read_export(write(tmp_path / "x", json.dumps(posts)))
+    assert (len(made), made.attrs["duplicates"]) == (2, 1)
+    made = read_export(write(tmp_path / "x", json.dumps({"id": "p", "MessageId": "q", "items": [event, event]})))
+    assert (len(made), made.attrs["duplicates"]) == (2, 0)
+
+
+def test_attempts_that_later_events_list_again_are_counted_once(tmp_path: Path) -> None:
+    tries = [
+        {"ts": 1767323046 + n, "type": kind, "diag": "x"} for n, kind in enumerate(["deferred", "deferred", "sent"])
+    ]
+    posts = [{"event": kind, "ts": 1767323099, "msg": {"_id": "m", "email": "b@y.example", "smtp_events": tries[:n]}}
+             for kind, n in (("deferral", 1), ("deferral", 2), ("delivered", 3))]  # fmt: skip
+    made = read_export(write(tmp_path / "x", json.dumps(posts)))
+    assert list(made["outcome"]) == ["deferred", "deferred", "passed"] and made["attempted"].all()
+    assert made["time"].is_monotonic_increasing and made["time"].is_unique
+
+
+def test_exports_are_known_by_their_content(tmp_path: Path) -> None:
+    for case in CASES:
+        [part] = parts(write(tmp_path / "x", case["text"]))
+        assert known_export(part), case["name"]
+    for text in (
+        "",
+        "a,b\n",
+        "a=b\n",
+        "email,status\n",
+        "From: a\n",
+        "Jan  1 00:00:00 mx postfix/smtp[1]: A1: to=<b@y>\n",
+    ):
+        [part] = parts(write(tmp_path / "x", text))
+        assert not known_export(part), text
+
+
+def test_each_json_case_has_the_shape_of_one_provider_alone(tmp_path: Path) -> None:
+    for case in (case for case in CASES if case["text"].startswith(("{", "["))):
+        path, names = write(tmp_path / "x", case["text"]), []
+        for name in {table["name"] for table in facts.tables("esp_exports")["provider"]}:
+            with contextlib.suppress(FormatError):
+                names += [name] * int(
+                    read_export(path, provider=name)["text"].str.contains("no event of a known").eq(False).any()
+                )
+        assert len(set(names)) == 1, (case["name"], names)
 
 
 def test_real_exports_are_read(shared: Path) -> None:
