@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -83,10 +83,11 @@ def _judged(data: pd.DataFrame, frame: Frame) -> pd.DataFrame:
     texts, codes = list[list[str]](), list[Any]()
     for name in _KEYS:
         values = made[name] if name in made else data[name] if name in data else pd.Series("", made.index)
+        if name == "text":  # thanks, queue ids
+            values = values.mask(made["outcome"].eq("passed").fillna(False))
         number, unique = pd.factorize(values)
         texts.append([*map(str, unique), ""])
         codes.append(number)
-    codes[8][codes[0] == next((n for n, text in enumerate(texts[0]) if text == "passed"), -2)] = -1  # thanks, queue ids
     group, places = _distinct(codes)
     keys = [tuple(some[code[place]] for some, code in zip(texts, codes, strict=True)) for place in places.tolist()]
     _remember((key[8], key[4]) for key in keys)
@@ -158,6 +159,12 @@ def _find(new: list[tuple[str, str]]) -> None:
         own = [place for place in places if providers[place] == both[1]]
         found = patterns.first(said, own + [place for place in places if providers[place] == "any"])
         _known[both] = rules[found[0]]._replace(field="text", matched=found[1][0][:200]) if found else None
+
+
+def unsaid(text: str) -> str:
+    """The text without the addresses in it, which decide nothing and differ from one recipient to the next."""
+    about, instead = _UNSAID["@"]
+    return about.sub(instead, text) if "@" in text else text
 
 
 def _probe_rule(verdict: str, failure: str, operator: str, text: str) -> _Rule | None:
@@ -283,15 +290,20 @@ def explain(rule: str) -> dict[str, Any]:
 
 def _operators(made: pd.DataFrame) -> pd.Series[Any]:
     """Who runs the far end: by the host's name, else by the recipient's domain."""
-    domains = dict(zip(facts.table("operators")["domain"], facts.table("operators")["operator"], strict=True))
-
-    @cache
-    def operator(name: str) -> str | None:
-        labels = name.lower().rstrip(".").split(".")
-        return next((domains[d] for i in range(len(labels)) if (d := ".".join(labels[i:])) in domains), None)
-
     names = made["host"].fillna(made["recipient"].str.replace(r".*@", "", regex=True))
-    return names.map(operator, na_action="ignore").astype("string")
+    return names.map(operator_of, na_action="ignore").astype("string")
+
+
+@cache
+def _domains() -> dict[str, str]:
+    return dict(zip(facts.table("operators")["domain"], facts.table("operators")["operator"], strict=True))
+
+
+@lru_cache(_KEPT)
+def operator_of(name: str) -> str | None:
+    """Who runs the host or takes the mail of the domain of this name, if that is known (facts/operators.csv)."""
+    labels, domains = name.lower().rstrip(".").split(".")[-8:], _domains()
+    return next((domains[d] for i in range(len(labels)) if (d := ".".join(labels[i:])) in domains), None)
 
 
 def _refused(made: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from deliverkit.schema import ATTEMPTS, OUTCOMES, STEPS, Frame
 
 _Array = np.ndarray[Any, Any]
 _NEEDS, _WHOSE = ("time", "recipient", "outcome"), ("message_id", "queue_id", "recipient", "client", "campaign")
-_USED = {*_NEEDS, *_WHOSE, "status_code", "port", "attempted", "origin", "category", "step"}
+_USED = {*_NEEDS, *_WHOSE, "status_code", "port", "attempted", "direction", "origin", "category", "step"}
 _COLUMNS = Frame("attempts", tuple(column for column in ATTEMPTS.columns if column.name in _USED))
 
 
@@ -22,9 +22,9 @@ def outcomes(attempts: pd.DataFrame) -> pd.DataFrame:
     Message-ID; without one its queue id, up to an end (short ids are used again); without both each row is one. The
     last end counts; a bounce message beats the log that said `sent`. `port` is that of the last real attempt (of the
     failure it was held back for, if it was never tried), `status_code` that of the end or else of that attempt. Bounce
-    messages count as attempts only where no log or export tells of the attempt. Complaints, clicks and address probes
-    are no part of a delivery. Rows without a recipient are left out: `attrs["unknown"]` is their number.
-    Raises SchemaError if a column is missing.
+    messages count as attempts only where no log or export tells of the attempt. Complaints, clicks, address probes
+    and mail from outside (`direction` in) are no part of a delivery. Rows without a recipient are left out:
+    `attrs["unknown"]` is their number. Raises SchemaError if a column is missing.
 
     >>> tries = pd.DataFrame({"time": pd.to_datetime(["2026-01-01 10:00", "2026-01-01 10:05"], utc=True),
     ...     "recipient": "b@y.example", "message_id": "<m@x.example>", "outcome": ["deferred", "passed"]})
@@ -48,6 +48,7 @@ def endings(attempts: pd.DataFrame) -> pd.DataFrame:
     data = _COLUMNS.build(ATTEMPTS.check(attempts, _NEEDS)[[name for name in _COLUMNS.names if name in attempts]])
     real = data["attempted"].fillna(True).to_numpy(bool)
     part = data["outcome"].notna() & (real | data["outcome"].ne("passed"))  # no complaints, no automatic answers
+    part &= data["direction"].ne("in").fillna(True)  # what strangers brought to us is no mail of ours
     whose = data["recipient"].notna()
     rows = np.flatnonzero(part & whose)
     times = data["time"].dt.tz_localize(None).to_numpy()[rows]

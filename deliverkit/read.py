@@ -10,11 +10,12 @@ import pandas as pd
 from deliverkit import facts
 from deliverkit.bounces import read_bounces
 from deliverkit.errors import FormatError, SchemaError
-from deliverkit.exports import read_export
+from deliverkit.exports import known_export, read_export
 from deliverkit.files import Part, Source, lines, parts
 from deliverkit.logs import formats, known_format, read_log
 from deliverkit.schema import ATTEMPTS, PROBES
 from deliverkit.sweep import judged, read_probes
+from deliverkit.verifications import known_verified, read_verified
 
 _OURS = {"origin", "vantage", "outcome", "attempted", "blocked_by", "category", "rule"}  # older versions had fewer
 _MAIL = re.compile(  # an mbox, or a header of mail
@@ -26,10 +27,10 @@ _MAIL = re.compile(  # an mbox, or a header of mail
 def read(path: Source) -> pd.DataFrame:
     """Read bounce mail, mail logs, exports of providers, or frames of deliverkit (CSV, Parquet, `out` of probe).
 
-    Takes a file, folder, archive, also with several kinds in it, or an IMAP mailbox (`read_bounces`); logs are read
-    together, so that what one file begins another may end; a list of paths too. Gives an `ATTEMPTS` frame, or `PROBES`
-    where all are frames of probes. What is none of these is named in a warning, and in a FormatError if nothing else
-    is there.
+    Takes a file, folder, archive, also with several kinds in it, "-" for standard input, or an IMAP mailbox
+    (`read_bounces`); logs are read together, so that what one file begins another may end; a list of paths too. Gives
+    an `ATTEMPTS` frame, or `PROBES` where all are frames of probes, or `VERIFIED` where all are exports of tools that
+    verify lists. What is none of these is named in a warning, and in a FormatError if nothing else is there.
     """
     if isinstance(path, list | tuple) and len(path) == 1 and not isinstance(path[0], Part):
         return read(path[0])
@@ -47,6 +48,10 @@ def read(path: Source) -> pd.DataFrame:
         raise strays[0] if strays else FormatError(path, "the file is empty")
     for stray in strays:
         warnings.warn(f"not read: {stray}", stacklevel=2)
+    if list(found) == [read_verified]:
+        return read_verified(found[read_verified])
+    for part in found.pop(read_verified, []):
+        warnings.warn(f"not read: {part.name}: a verified list tells of no attempts: read_verified", stacklevel=2)
     if list(found) == [read_bounces] and not strays and not isinstance(path, list | tuple):
         return read_bounces(path)  # it knows the folders of a Maildir
     made = [_frame(part) for part in found.pop(_frame, [])]
@@ -59,14 +64,16 @@ def read(path: Source) -> pd.DataFrame:
 def _reader(part: Part) -> Any:
     """What reads a part; None for an empty one."""
     with part.open() as stream:
-        head = stream.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        first = next(lines(stream), "").lstrip("\ufeff")
+        head = stream.peek(1 << 16)[: 1 << 16].removeprefix(b"\xef\xbb\xbf").lstrip()
+        first = next(lines(io.BytesIO(head)), "")
     if head.startswith(b"PAR1") or set(first.replace('"', "").split(",")) >= _OURS:
         return _frame
     if head.startswith(b'{"origin": "probe",'):
         return _frame
-    if head.startswith((b"{", b"[")):
-        return read_export
+    if head.startswith((b"{", b"[")) and any(module.sniff(first) for module in formats().values()):
+        return read_log
+    if head and (known_verified(part) or known_export(part)):
+        return read_verified if known_verified(part) else read_export
     if not head or _MAIL.match(head):
         return read_bounces if head else None
     try:

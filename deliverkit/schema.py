@@ -88,9 +88,12 @@ class Frame:
 def counted(attempts: pd.DataFrame) -> pd.DataFrame:
     """The rows that are attempts of their own.
 
-    Left out: those that only repeat an older failure, and bounce messages about an attempt that another row tells of.
+    Left out: those that only repeat an older failure, mail that strangers brought to us, and bounce messages about an
+    attempt that another row tells of.
     """
     keep = np.ones(len(attempts), dtype=bool)
+    if "direction" in attempts:
+        keep &= attempts["direction"].ne("in").fillna(True).to_numpy(bool)
     if "attempted" in attempts:
         keep &= attempts["attempted"].astype("boolean").fillna(True).to_numpy(bool)
     if {"origin", "message_id", "recipient"} <= set(attempts) and attempts["origin"].eq("dsn").any():
@@ -163,10 +166,11 @@ BOUNCES = Frame("bounce rates", _ALL["bounce rates"], grouped=True)
 FUNNEL = Frame("funnel", _ALL["funnel"], grouped=True)
 EGRESS = Frame("egress", _ALL["egress"])
 COMPARISON = Frame("comparison", _ALL["comparison"])
+VERIFIED = Frame("verified", _ALL["verified"])
 FORECAST = Frame("forecast", _ALL["forecast"])
 FINDINGS = Frame("findings", _ALL["findings"])
 ADVICE = Frame("advice", _ALL["advice"])
 _MADE: tuple[Frame, ...] = (ATTEMPTS, PROBES, SERVERS, REHEARSAL, OUTCOMES, RATES, BOUNCES, FUNNEL)
-_MADE += (EGRESS, COMPARISON, FORECAST, FINDINGS, ADVICE)
+_MADE += (EGRESS, COMPARISON, VERIFIED, FORECAST, FINDINGS, ADVICE)
 FRAMES = {frame.name: frame for frame in _MADE}
 STEPS = ("connect", "rules", "encryption", "relay", "inbox")

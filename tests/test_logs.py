@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import tarfile
+import threading
 import time
 import tomllib
 from pathlib import Path
@@ -16,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deliverkit.errors import FormatError, SchemaError
-from deliverkit.logs import formats, read_log
-from deliverkit.logs.postfix import rows
+from deliverkit.logs import formats, postfix, read_log
+from deliverkit.logs.events import Events
 from deliverkit.outcomes import outcomes
 from deliverkit.schema import ATTEMPTS
 
@@ -40,6 +42,13 @@ def sent(to: str = "b@x.example", stamp: str = "Nov 23 21:14:53", status: str = 
         f"{stamp} mail postfix/smtp[{pid}]: DD61222EC53: to=<{to}>, relay=mx.x.example[192.0.2.58]:25, "
         f"delay=1, delays=0/0/1/0, dsn={'2.0.0' if status[0] == 's' else '4.0.0'}, status={status}"
     )
+
+
+def rows(lines: list[str]) -> list[dict[str, Any]]:
+    events = Events(postfix)
+    events.add("\n".join(lines).encode())
+    made = events.rows()
+    return [events.facts.rows[row["fact"]] | {k: v for k, v in row.items() if k != "fact"} for row in made.to_pylist()]
 
 
 def write(path: Path, *text: str) -> Path:
@@ -122,6 +131,83 @@ def test_what_is_no_log_is_a_format_error_of_one_line(tmp_path: Path, content: b
         read_log(tmp_path / "x")
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_a_damaged_log_is_read_up_to_where_it_is_damaged(tmp_path: Path, many: int) -> None:
+    text = "".join(sent(to=f"{i}@{os.urandom(9).hex()}.example") + "\n" for i in range(2000))
+    packed = gzip.compress(text.encode())
+    (tmp_path / "mail.log.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.warns(UserWarning, match=r"mail\.log\.gz.* whole lines before this are good"):
+        made = read_log(tmp_path / "mail.log.gz", workers=many)
+    [said] = made.attrs["damaged"]
+    good = int(re.search(r"([\d,]+) whole lines", said)[1].replace(",", ""))
+    assert 500 < good == len(made) < 1500
+    assert text.startswith("\n".join(sent(to=to) for to in made["recipient"]) + "\n")
+
+
+def test_lines_cut_in_half_and_lines_of_others_cost_only_themselves(tmp_path: Path) -> None:
+    whole = [sent(to=f"{i}@x.example") for i in range(9)]
+    log = write(tmp_path / "log", whole[0], whole[1][:70], NOISE[2], *whole[2:8], whole[8][:90])
+    assert list(read_log(log)["recipient"]) == [f"{i}@x.example" for i in (0, *range(2, 8))]
+    assert list(read_log(log)["line"]) == [1, *range(4, 10)]
+
+
+def test_a_log_that_grows_while_it_is_read_is_read_to_some_line_of_it(tmp_path: Path) -> None:
+    log, done = tmp_path / "mail.log", threading.Event()
+    log.write_text("".join(sent(to=f"{i}@x.example") + "\n" for i in range(3000)))
+
+    def grow() -> None:
+        with log.open("a", buffering=1) as file:
+            for i in range(3000, 200_000):
+                file.write(sent(to=f"{i}@x.example") + "\n")
+                if done.is_set():
+                    return
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    try:
+        for _ in range(5):
+            read = read_log(log)["recipient"]
+            assert len(read) >= 3000
+            assert list(read) == [f"{i}@x.example" for i in range(len(read))]
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_clock_that_jumps_back_moves_no_line_to_another_year(tmp_path: Path) -> None:
+    stamps = [
+        "Nov 23 21:00:00",
+        "Nov 23 21:05:00",
+        "Nov 22 20:00:00",
+        "Nov 23 21:06:00",
+        "Mar 27 01:59:59",
+        "Mar 27 01:00:01",
+    ]
+    made = read_log(write(tmp_path / "log", *(sent(stamp=stamp) for stamp in stamps)), year=2026)
+    assert [str(time)[:10] for time in made["time"]] == [
+        "2026-11-23", "2026-11-23", "2026-11-22", "2026-11-23", "2026-03-27", "2026-03-27",
+    ]  # fmt: skip
+
+
+def test_lines_of_several_servers_in_one_log_are_all_read(tmp_path: Path) -> None:
+    exim = 'Nov 23 21:26:32 out exim[7]: 1xVbYV-00003u-39 => b@y.example R=dns T=smtp H=mx [192.0.2.1]:587 C="250 ok"'
+    log = write(tmp_path / "log", *[sent()] * 300, exim, *[sent()] * 300)
+    made = read_log(log, year=2026)
+    assert made["recipient"].value_counts().to_dict() == {"b@x.example": 600, "b@y.example": 1}
+    assert made.loc[made["recipient"] == "b@y.example", ["port", "line"]].to_numpy().tolist() == [[587, 301]]
+    assert len(read_log(log, format="postfix")) == 600
+
+
+def test_logs_of_several_formats_in_a_folder_are_told_apart(tmp_path: Path) -> None:
+    write(tmp_path / "a.log", sent())
+    write(
+        tmp_path / "b.log",
+        "2026-11-23 21:26:32 1xVbYV-00003u-39 => b@y.example R=dns T=remote_smtp H=mx [192.0.2.1]:587",
+    )
+    made = read_log(tmp_path)
+    assert sorted(zip(made["recipient"], made["port"], strict=True)) == [("b@x.example", 25), ("b@y.example", 587)]
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
@@ -256,13 +342,11 @@ def test_samples_of_other_projects_are_read(shared: Path) -> None:
 
 
 def test_notifications_that_end_in_a_mailbox_here_are_no_mail_of_ours():
-    from deliverkit.logs import postfix
-
     log = """2026-01-01T10:00:00Z m postfix/cleanup[1]: AAAAAAAAAA: message-id=<n@m.example>
 2026-01-01T10:00:00Z m postfix/qmgr[1]: AAAAAAAAAA: from=<>, size=2639, nrcpt=1 (queue active)
 2026-01-01T10:00:01Z m postfix/virtual[1]: AAAAAAAAAA: to=<l@c.example>, relay=virtual, delay=0, status=sent (ok)
 2026-01-01T10:00:02Z m postfix/qmgr[1]: AAAAAAAAAA: removed
 2026-01-01T10:00:03Z m postfix/cleanup[1]: AAAAAAAAAA: message-id=<o@m.example>
 2026-01-01T10:00:04Z m postfix/virtual[1]: AAAAAAAAAA: to=<l@c.example>, relay=virtual, delay=0, status=sent (ok)"""
-    made = list(postfix.rows(log.split("\n")))
+    made = rows(log.split("\n"))
     assert [(row["attempted"], row["outcome"]) for row in made] == [(False, None), (True, "passed")]

@@ -102,7 +102,6 @@ def test_probes_read_together_with_a_log_keep_what_was_probed(tmp_path: Path) ->
         (b"x" * 10_000_000, "cannot tell what this is"),
         (b"PAR1" + bytes(100), "no frame of deliverkit"),
         (",".join(ATTEMPTS.names).encode() + b"\n" + b"yesterday" + b"," * 25 + b"\n", "no frame of deliverkit"),
-        (gzip.compress(LOG.encode() * 999)[:-9], "cannot be read"),
     ],
 )
 def test_what_is_unknown_is_a_format_error_of_one_line(tmp_path: Path, content: bytes, says: str) -> None:
