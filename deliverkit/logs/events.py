@@ -102,7 +102,7 @@ class Events:
         heads = pc.utf8_slice_codeunits(rows["stamp"], 0, 6)
         days = [] if not len(rows) or heads[0].as_py()[:1].isdigit() else _runs(heads)
         told = {
-            (f.get("host"), f.get("port"), f.get("step"), f.get("attempted"), f.get("text", "")[-20:]): f
+            (f.get("host"), f.get("port"), f.get("step"), f.get("attempted"), (f.get("text") or "")[-20:]): f
             for f in self.facts.rows
         }
         return Digest(self.lines, made, [self.facts.rows[n] for n in used], list(told.values()), days)

@@ -107,6 +107,7 @@ _STEPS = dict.fromkeys(("initial", "EHLO", "HELO", "LHLO"), "rules") | {"STARTTL
 _STEPS |= dict.fromkeys(("MAIL", "RCPT", "DATA"), "relay") | dict.fromkeys(("end", "BDAT", "sending"), "inbox")
 _TLS = re.compile("TLS session|a TLS session|TLS error|bad first read from TLS")
 _EXPIRED, _IDLE = ("retry timeout exceeded", "all hosts for "), ("domain is held", "delivery cancelled by ")
+_HELD = "retry time not reached for any host"
 _RETRY = -51  # ERRNO_RETRY_BASE: this and what is below says that the time to try again has not come
 _ROW = ["line", "stamp", "queue_id", "recipient", "original_recipient", "text", "delay_s", "fact"]
 _DELIVERY, _OWN = [*_ROW, "address", "cause", "domain"], [*_ROW, "message_id", "sender"]
@@ -224,17 +225,17 @@ def _at_once(some: pa.Table, ours: Any, row: Any, delivery: pa.Table, tries: pa.
 def _waiting(delivery: pa.Table, facts: Facts) -> pa.Table:
     """Delivery lines that were no attempt, with the host and port of the last failure for their domain.
 
-    Who waits for it is judged by it, too; who was given up after it is expired.
+    Who waits for all hosts of it is judged by it, too.
     """
     fact, domain, at = delivery["fact"].to_numpy(), delivery["domain"], places(delivery)
     tried = facts.column("attempted", fact, pa.bool_()).to_numpy(zero_copy_only=False)
     ours, known = (delivery[name].is_valid().to_numpy(zero_copy_only=False) for name in ("domain", "address"))
     wait, why = np.flatnonzero(ours & ~tried), np.flatnonzero(ours & tried & known)
     row = last_before([domain.take(pa.array(wait))], at[wait], [domain.take(pa.array(why))], at[why])
-    names = {"deferred": ("host", "address", "port", "step", "reply_code", "status_code", "text")}
+    names = ("host", "address", "port", "step", "reply_code", "status_code", "text")
 
     def like(fact: Mapping[str, Any], failure: int) -> dict[str, Any]:
-        return _of(facts.rows[failure], names.get(fact["outcome"], names["deferred"][:3]))
+        return _of(facts.rows[failure], names if fact["text"].startswith(_HELD) else names[:3])
 
     return changed(delivery, wait[row >= 0], facts, like, fact[why[row[row >= 0]]])
 
