@@ -25,6 +25,8 @@ _WHERE = {  # public name -> module; imported on first use, so that `import deli
     "read_log": "logs",
     "read_bounces": "bounces",
     "read_export": "exports",
+    "read_verified": "verifications",
+    "History": "history",
     "explain": "classify",
     "outcomes": "outcomes",
     "attach_sends": "sends",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class DeliverkitError(Exception):
     """Base of all errors that deliverkit raises on purpose; its text is one line for a person."""
@@ -14,6 +16,9 @@ class FormatError(DeliverkitError):
         self.path, self.problem, self.line = str(path), problem, line
         where = f"{self.path}, line {line}" if line is not None else self.path
         super().__init__(f"{where}: {problem}")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # from the process of a worker
+        return type(self), (self.path, self.problem, self.line)
 
 
 class SchemaError(DeliverkitError):

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from deliverkit import scale
 from deliverkit.schema import ATTEMPTS, OUTCOMES, STEPS, Frame
 
 _Array = np.ndarray[Any, Any]
 _NEEDS, _WHOSE = ("time", "recipient", "outcome"), ("message_id", "queue_id", "recipient", "client", "campaign")
-_USED = {*_NEEDS, *_WHOSE, "status_code", "port", "attempted", "direction", "origin", "category", "step"}
-_COLUMNS = Frame("attempts", tuple(column for column in ATTEMPTS.columns if column.name in _USED))
+USED = {*_NEEDS, *_WHOSE, "status_code", "port", "attempted", "direction", "origin", "category", "step"}
+_COLUMNS = Frame("attempts", tuple(column for column in ATTEMPTS.columns if column.name in USED))
 
 
 def outcomes(attempts: pd.DataFrame) -> pd.DataFrame:
@@ -24,7 +25,8 @@ def outcomes(attempts: pd.DataFrame) -> pd.DataFrame:
     failure it was held back for, if it was never tried), `status_code` that of the end or else of that attempt. Bounce
     messages count as attempts only where no log or export tells of the attempt. Complaints, clicks, address probes
     and mail from outside (`direction` in) are no part of a delivery. Rows without a recipient are left out:
-    `attrs["unknown"]` is their number. Raises SchemaError if a column is missing.
+    `attrs["unknown"]` is their number. Of a Dask frame it gives another, made when it is computed. Raises SchemaError
+    if a column is missing.
 
     >>> tries = pd.DataFrame({"time": pd.to_datetime(["2026-01-01 10:00", "2026-01-01 10:05"], utc=True),
     ...     "recipient": "b@y.example", "message_id": "<m@x.example>", "outcome": ["deferred", "passed"]})
@@ -32,6 +34,10 @@ def outcomes(attempts: pd.DataFrame) -> pd.DataFrame:
          recipient final  attempts  duration_s
     0  b@y.example  sent         2       300.0
     """
+    if scale.is_dask(attempts):
+        some: Any = attempts[[name for name in attempts.columns if name in USED]]
+        made: pd.DataFrame = scale.together(some).map_partitions(outcomes, meta=OUTCOMES.empty())
+        return made
     ends = endings(attempts)
     result = OUTCOMES.build(ends[OUTCOMES.names])
     result.attrs["unknown"] = ends.attrs["unknown"]

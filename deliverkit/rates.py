@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deliverkit import facts, svg
+from deliverkit import facts, scale, svg
 from deliverkit.errors import SchemaError
 from deliverkit.schema import ATTEMPTS, BOUNCES, FUNNEL, OUTCOMES, RATES, STEPS, Frame, counted
 
@@ -49,10 +49,15 @@ def _tried(attempts: pd.DataFrame, keys: list[str], needs: list[str]) -> pd.Data
     periods = [key for key in keys if key in _PERIODS and key not in columns]
     wanted = [key for key in keys if key not in periods] + needs + ["time"] * bool(periods)
     ATTEMPTS.check(attempts, wanted)
-    used = ("blocked_by", "attempted", "origin", "message_id", "recipient")
+    used = ("blocked_by", "attempted", "direction", "origin", "message_id", "recipient")
     data = counted(attempts[list(dict.fromkeys([*wanted, *(name for name in used if name in attempts)]))])
     data = data.assign(**{period: starts(data["time"], period) for period in periods})
     return data.dropna(subset=["port"]) if "port" in keys else data
+
+
+def _needs(keys: list[str], *names: str) -> list[str]:
+    """The columns that a Dask frame has to make."""
+    return [*keys, *names, "attempted", "direction", "origin", *["time"] * bool(_PERIODS.keys() & keys)]
 
 
 def starts(times: pd.Series[Any], period: str) -> pd.Series[Any]:
@@ -76,7 +81,8 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
     in UTC. Needs `blocked` and the keys. Left out: rows that are not `attempted`, rows without a port
     if the port is a key (`attrs["portless"]`), rows with `blocked` missing (`attrs["unknown"]`). For other
     keys a missing value is a group. Shares run from 0 to 1. Raises SchemaError if a column is missing.
-    A bounce message counts only where no other row tells of the attempt it reports.
+    A bounce message counts only where no other row tells of the attempt it reports. A Dask DataFrame is counted by its
+    workers, with the same result; so do `bounce_rates` and `funnel`.
 
     `verdict` compares the whole interval, not the rate, with one cut (facts: thresholds, block_rate_cut);
     with fewer than five attempts (block_rate_fewest), or an interval across the cut, it is `too_few`. Tries of one host
@@ -89,7 +95,7 @@ def block_rates(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.
     1   587   0.0   0.0  0.79
     """
     keys = _keys(by, RATES)
-    return rates_of(tally(attempts, keys), keys)
+    return rates_of(scale.counts(tally, attempts, keys, _needs(keys, "blocked", "blocked_by"), keys), keys)
 
 
 def tally(attempts: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -138,9 +144,23 @@ def bounce_rates(frame: pd.DataFrame, by: str | Sequence[str] | None = None) -> 
     bounced); expired and open recipients stand beside it. Without either it is missing, and where there are bounce
     messages only: accepted mail leaves none. Of `ATTEMPTS` any column can be a key, and hour, day, week and month.
     """
-    from deliverkit.outcomes import outcomes
+    from deliverkit.outcomes import USED
 
     keys = _keys(by, BOUNCES)
+    ended = "final" in getattr(frame, "columns", ())
+    needs = _needs(keys, "final", "first_time") if ended else [*keys, *USED]
+    made = scale.counts(_ended, frame, keys, needs, keys, ends=not ended)
+    total = made["sent"] + made["bounced"]
+    if made.attrs.get("not_reports") == 0:  # accepted mail leaves no bounce
+        total = total * 0
+    low, high = wilson(made["bounced"], total)
+    return BOUNCES.build(made.assign(rate=made["bounced"] / total.where(total > 0), low=low, high=high))
+
+
+def _ended(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The counts behind `bounce_rates`, per group."""
+    from deliverkit.outcomes import outcomes
+
     data = frame if "final" in getattr(frame, "columns", ()) else outcomes(frame)
     for key in keys:
         if key in _PERIODS and key not in data:
@@ -149,13 +169,10 @@ def bounce_rates(frame: pd.DataFrame, by: str | Sequence[str] | None = None) -> 
             known = frame.dropna(subset=[key, "message_id"]).drop_duplicates(["message_id", "recipient"])
             data = data.merge(known[["message_id", "recipient", key]], how="left", on=["message_id", "recipient"])
     OUTCOMES.check(data, [*keys, "final"])
-    ends = ("sent", "bounced", "expired", "open")
-    made = _sums(data, keys, {word: data["final"].eq(word).fillna(False) for word in ends})
-    total = made["sent"] + made["bounced"]
-    if "origin" in frame and frame["origin"].isin(["dsn", "arf"]).all():  # accepted mail leaves no bounce
-        total = total * 0
-    low, high = wilson(made["bounced"], total)
-    return BOUNCES.build(made.assign(rate=made["bounced"] / total.where(total > 0), low=low, high=high))
+    finals = ("sent", "bounced", "expired", "open")
+    made = _sums(data, keys, {final: data["final"].eq(final).fillna(False) for final in finals})
+    made.attrs = {"not_reports": int((~frame["origin"].isin(["dsn", "arf"])).sum())} if "origin" in frame else {}
+    return made
 
 
 def funnel(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.DataFrame:
@@ -165,7 +182,8 @@ def funnel(attempts: pd.DataFrame, by: str | Sequence[str] = "port") -> pd.DataF
     if the port is a key. An attempt reached its `step` and all before; it passed its last if it `passed`.
     """
     keys = _keys(by, FUNNEL)
-    return funnel_of(ends(attempts, keys), keys)
+    needs = _needs(keys, "step", "outcome")
+    return funnel_of(scale.counts(ends, attempts, keys, needs, [*keys, "step", "past"]), keys)
 
 
 def ends(attempts: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

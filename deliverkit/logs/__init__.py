@@ -68,8 +68,8 @@ def read_log(
     for number, part in enumerate(parts(path)):
         with part.open() as stream:
             if stream.peek(1):
-                for name in [format] if format else [known := known_format(part), *_others(part, known)]:
-                    begins = _first(formats()[name], part)
+                for name in [format] if format else [known := known_format(part), *others(part, known)]:
+                    begins = first_time(formats()[name], part)
                     found.setdefault(name, []).append((begins, number, part))
     if not found:
         raise FormatError(path, "the file is empty")
@@ -95,7 +95,7 @@ def known_format(part: Part) -> str:
     raise FormatError(part.name, f"no known log format ({', '.join(formats())}); first line: {first!a}")
 
 
-def _others(part: Part, known: str) -> list[str]:
+def others(part: Part, known: str) -> list[str]:
     """Formats that have lines too in samples of a log, as where a central syslog writes those of many machines."""
     if not hasattr(formats()[known], "KINDS"):
         return []
@@ -111,7 +111,7 @@ def _others(part: Part, known: str) -> list[str]:
     return [name for name in lined if name in found]
 
 
-def _first(module: Any, part: Part) -> pd.Timestamp:
+def first_time(module: Any, part: Part) -> pd.Timestamp:
     """The first time that the file tells."""
     with part.open() as stream:
         if hasattr(module, "KINDS"):

@@ -100,7 +100,7 @@ class Events:
                 made[name] = table.set_column(table.schema.get_field_index("fact"), "fact", here)
         rows = self.rows()
         heads = pc.utf8_slice_codeunits(rows["stamp"], 0, 6)
-        days = [] if not len(rows) or heads[0].as_py()[:1].isdigit() else _runs(heads)
+        days = _runs(heads.filter(pc.invert(pc.utf8_is_digit(pc.utf8_slice_codeunits(heads, 0, 1)))))
         told = {
             (f.get("host"), f.get("port"), f.get("step"), f.get("attempted"), (f.get("text") or "")[-20:]): f
             for f in self.facts.rows
