@@ -66,7 +66,7 @@ def attempts(size: int, *origins: str) -> pd.DataFrame:
     made = pd.DataFrame({
         "time": pd.Timestamp("2026-03-01", tz="UTC") + pd.to_timedelta(pick.integers(0, 99, size) * 9000, unit="s"),
         "origin": one(*origins), "client": one("a", "b", None), "campaign": one("spring", None, "may"),
-        "recipient": one("r@y.example", "R@y.example", "s@y.example", "t@gmail.com", None), "host": one("mx1", "mx2"),
+        "recipient": one("r@y.example", "R@y.example", "s@y.example", "t@t.example", None), "host": one("mx1", "mx2"),
         "port": one(25, 587, 465, None), "outcome": one("deferred", "passed", "failed", None),
         "attempted": one(True, True, False, None), "reply_code": one(250, 450, 550, 554), "queue_id": "q" + number,
         "status_code": one("5.1.1", "4.2.0", "5.7.1"), "step": one("connect", "rules", "relay", "inbox", None),

@@ -217,20 +217,27 @@ class _Block:
 
     def find(self, at: _Array, byte: int, ends: _Array) -> tuple[_Array, _Array]:
         """The first place of the byte from each place on, or the end of the line; and whether that is sure."""
-        places, left, sure = ends.copy(), np.arange(len(at)), np.ones(len(at), dtype=bool)
+        at, there = self._near(at, byte)
+        sure = np.ones(len(at), dtype=bool)
+        if there.all():
+            return np.minimum(at, ends), sure
+        places, left = np.where(there, at, ends), np.flatnonzero(~there & (at < ends))
+        at = at[left]
         for _ in range(_ROUNDS):
-            hits = np.packbits(self.windows[at].view(np.uint8).reshape(-1, _WINDOW) == byte, axis=1, bitorder="little")
-            bits = hits.view("<u4").ravel()
-            at = at + np.bitwise_count(~bits & (bits - np.uint32(1)))  # zeros below the lowest bit: 32 if none is set
-            if (there := bits != 0).all():
-                places[left] = at
-                return np.minimum(places, ends), sure
+            if not left.size:
+                break
+            at, there = self._near(at, byte)
             places[left[there]] = at[there]
-            at, left = at[~there], left[~there]
-            going = at < ends[left]
+            going = ~there & (at < ends[left])
             at, left = at[going], left[going]
         sure[left] = False
         return np.minimum(places, ends), sure
+
+    def _near(self, at: _Array, byte: int) -> tuple[_Array, _Array]:
+        """Where the byte stands first in the window at each place, or where the window ends; and whether it does."""
+        hits = np.packbits(self.windows[at].view(np.uint8).reshape(-1, _WINDOW) == byte, axis=1, bitorder="little")
+        bits = hits.view("<u4").ravel()
+        return at + np.bitwise_count(~bits & (bits - np.uint32(1))), bits != 0  # zeros below the lowest bit: 32 if none
 
     def field(self, step: _Step, begin: _Array, ends: _Array) -> tuple[_Array, _Array]:
         """Where a field ends, and whether that is sure."""
