@@ -127,6 +127,8 @@ def parts(path: Source, strays: list[FormatError] | None = None) -> Iterator[Par
     encrypted, or grows past both 256 MiB and 200 times its size; with `strays` such a file among others is left out and
     named there. An archive stays open while a part of it is in use.
     """
+    if path == "":
+        raise FormatError("''", "is not a path")
     if isinstance(path, list | tuple):
         for one in path:
             try:

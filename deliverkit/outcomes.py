@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,10 @@ def outcomes(attempts: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def endings(attempts: pd.DataFrame) -> pd.DataFrame:
+def endings(attempts: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     """The columns of `outcomes`, and what stands behind each end, for the report.
+
+    Of other columns (`also`) the first value that is known of a message and recipient.
 
     `place` is the row of `attempts` (by position) that says why: of a bounce the refusal, else the last attempt that
     names a cause (a real one, if any; "expired" is none).
@@ -79,6 +82,9 @@ def endings(attempts: pd.DataFrame) -> pd.DataFrame:
         return data[name].notna().to_numpy(bool)[rows]
 
     made: dict[str, Any] = {name: at(name, _first(group, known(name))) for name in _WHOSE}
+    for name in also:
+        first = _first(group, attempts[name].notna().to_numpy(bool)[rows])
+        made[name] = pd.Series(attempts[name].array.take(np.append(rows, -1)[first], allow_fill=True))
     made["final"] = np.select([end < 0, passed[end], gone[end]], ["open", "sent", "expired"], "bounced")
     made["status_code"] = at("status_code", end).fillna(at("status_code", last))
     made["port"] = at("port", last)

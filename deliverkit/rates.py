@@ -159,15 +159,14 @@ def bounce_rates(frame: pd.DataFrame, by: str | Sequence[str] | None = None) -> 
 
 def _ended(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """The counts behind `bounce_rates`, per group."""
-    from deliverkit.outcomes import outcomes
+    from deliverkit.outcomes import endings
 
-    data = frame if "final" in getattr(frame, "columns", ()) else outcomes(frame)
+    data = frame
+    if "final" not in getattr(frame, "columns", ()):
+        data = endings(frame, [key for key in keys if key in frame and key not in OUTCOMES.names])
     for key in keys:
         if key in _PERIODS and key not in data:
             data = data.assign(**{key: starts(data["first_time"], key)})
-        elif key not in data and key in frame:  # the first that is known of a message and recipient
-            known = frame.dropna(subset=[key, "message_id"]).drop_duplicates(["message_id", "recipient"])
-            data = data.merge(known[["message_id", "recipient", key]], how="left", on=["message_id", "recipient"])
     OUTCOMES.check(data, [*keys, "final"])
     finals = ("sent", "bounced", "expired", "open")
     made = _sums(data, keys, {final: data["final"].eq(final).fillna(False) for final in finals})

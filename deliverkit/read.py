@@ -46,8 +46,6 @@ def read(path: Source) -> pd.DataFrame:
     found.pop(None, None)
     if not found:
         raise strays[0] if strays else FormatError(path, "the file is empty")
-    for stray in strays:
-        warnings.warn(f"not read: {stray}", stacklevel=2)
     if list(found) == [read_verified]:
         return read_verified(found[read_verified])
     for part in found.pop(read_verified, []):
@@ -55,10 +53,40 @@ def read(path: Source) -> pd.DataFrame:
     if list(found) == [read_bounces] and not strays and not isinstance(path, list | tuple):
         return read_bounces(path)  # it knows the folders of a Maildir
     made = [_frame(part) for part in found.pop(_frame, [])]
-    made += [reader(some) for reader, some in found.items()]
+    found = {**found, read_log: found.pop(read_log, [])}  # behind those that may turn out to be logs
+    for reader, some in found.items():
+        made += _readable(reader, some, found[read_log], strays)
+    for stray in strays if made else []:
+        warnings.warn(f"not read: {stray.path}: {stray.problem.partition('; known: ')[0]}", stacklevel=2)
+    if not made:
+        raise strays[0]
     if any("verdict" in frame for frame in made):  # probes keep their columns, whatever else is read
         made = [PROBES.build(frame) for frame in made]
     return pd.concat(made, ignore_index=True)
+
+
+def _readable(reader: Any, some: list[Part], logs: list[Part], strays: list[FormatError]) -> list[pd.DataFrame]:
+    """The frame of the parts that the reader can read; what looked like an export and is none may be a log."""
+    while some:
+        try:
+            return [reader(some)]
+        except FormatError as problem:
+            bad = next((part for part in some if part.name == problem.path), None)
+            if bad is None:
+                raise
+            some.remove(bad)
+            if reader is read_export and _is_log(bad):
+                logs.append(bad)
+            else:
+                strays.append(problem)
+    return []
+
+
+def _is_log(part: Part) -> bool:
+    try:
+        return bool(known_format(part))
+    except FormatError:
+        return False
 
 
 def _reader(part: Part) -> Any:

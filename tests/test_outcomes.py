@@ -12,6 +12,7 @@ import pytest
 from deliverkit.classify import classify
 from deliverkit.errors import SchemaError
 from deliverkit.outcomes import failures, outcomes
+from deliverkit.rates import bounce_rates
 from deliverkit.schema import ATTEMPTS, OUTCOMES
 
 SEND = {"recipient": "b@y.example", "message_id": "<m@x.example>", "queue_id": "DD61222EC53", "origin": "log"}
@@ -141,3 +142,18 @@ def test_failed_rows_without_a_recipient_are_not_lost() -> None:
     frame = pd.DataFrame({"outcome": ["failed", "failed", "passed"], "category": "content_spam"})
     frame["time"] = pd.date_range("2026-01-01", periods=3, freq="h", tz="UTC")
     assert len(failures(ATTEMPTS.build(frame.assign(recipient=[None, "b@y.example", "c@y.example"])))) == 2
+
+
+def test_any_column_is_a_key_of_bounce_rates_with_message_ids_or_without() -> None:
+    tries = pd.DataFrame({
+        "time": pd.to_datetime(["2026-01-01 10:00", "2026-01-01 10:05", "2026-01-01 10:06"], utc=True),
+        "recipient": ["a@x.example", "a@x.example", "b@x.example"], "queue_id": ["Q1", "Q1", "Q2"],
+        "outcome": ["deferred", "passed", "failed"], "vantage": [None, "office", "cloud"], "source": "log",
+    })  # fmt: skip
+    tries = ATTEMPTS.build(tries)
+    made = bounce_rates(tries, by="vantage").set_index("vantage")
+    assert made["sent"].to_dict() == {"cloud": 0, "office": 1} and made["bounced"].to_dict() == {
+        "cloud": 1,
+        "office": 0,
+    }
+    assert bounce_rates(tries, by="source")[["source", "sent", "bounced"]].to_numpy().tolist() == [["log", 1, 1]]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from deliverkit.errors import FormatError
+import deliverkit as dk
+from deliverkit.errors import FormatError, SchemaError
 from deliverkit.read import read
 from deliverkit.schema import ATTEMPTS, PROBES
 
@@ -147,3 +148,23 @@ def test_a_damaged_archive_among_others_is_named_and_the_rest_is_read(tmp_path: 
     for path in (tmp_path, [tmp_path / "broken.zip", tmp_path / "m.eml"]):
         with pytest.warns(UserWarning, match="broken.zip"):
             assert len(read(path)) == 1
+
+
+def test_what_only_begins_like_an_export_is_a_log_or_named(tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text('{"name": 1}')
+    (tmp_path / "mail.log").write_text(LOG)
+    php = "[20-Nov-2026 10:00:01 UTC] SMTP ERROR: Failed to connect to server: Connection refused (111)"
+    (tmp_path / "php.log").write_text(php + "\n")
+    with pytest.warns(UserWarning, match=r"not read: .*package\.json: there is no event"):
+        made = read(tmp_path)
+    assert set(made["source"].str.rpartition("/")[2]) == {"mail.log", "php.log"}
+    assert len(read(tmp_path / "php.log")) == 1
+    with pytest.raises(FormatError, match="there is no event"):
+        read(tmp_path / "package.json")
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": "2"}, {"year": "2026"}, {"year": True}])
+def test_arguments_that_cannot_be_are_named(tmp_path: Path, wrong: dict[str, object]) -> None:
+    (tmp_path / "log").write_text(LOG)
+    with pytest.raises(SchemaError, match="is no whole number"):
+        dk.read_log(tmp_path / "log", **wrong)

@@ -59,8 +59,13 @@ def read_log(
     FormatError for a file that is empty or in no known format, and for an unknown `format`; SchemaError for an unknown
     column.
     """
+    format = format and str(format).lower()
     if format is not None and format not in formats():
         raise FormatError(path, f"no log format {format!r}; known: {', '.join(formats())}")
+    for name, value in (("workers", workers), ("year", year or 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SchemaError(f"{name}={value!r} is no whole number from 1 on")
+    columns = [columns] if isinstance(columns, str) else columns
     wanted = ATTEMPTS.names if columns is None else list(dict.fromkeys(columns))
     if unknown := [name for name in wanted if name not in ATTEMPTS.names]:
         raise SchemaError(f"attempts: there is no column {unknown[0]!r}; it has {', '.join(ATTEMPTS.names)}")
