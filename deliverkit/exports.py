@@ -6,6 +6,7 @@ What a field or an event means stands in facts/esp_exports.toml; this module kno
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from deliverkit import facts
 from deliverkit.classify import classify
 from deliverkit.errors import FormatError, SchemaError
 from deliverkit.files import Part, Source
-from deliverkit.records import TEXT, TIME, Block, Table, gather, looks_like, plain
+from deliverkit.records import TEXT, TIME, Block, Table, dates, gather, looks_like, plain
 from deliverkit.schema import ATTEMPTS, STEPS
 
 _KIND = r"^(?i:smtp|x-[\w-]{1,20})\s*;\s*|^sent \("  # as in a delivery report, "smtp; 550 ...", or in a log of Postfix
@@ -28,7 +29,9 @@ _FRAME = {c.name: _TYPES.get(c.dtype, TIME) for c in ATTEMPTS.columns}
 _MAPPED = {"time", "vantage", "client", "campaign", "recipient", "original_recipient", "sender", "host", "address"}
 _MAPPED |= {"port", "step", "outcome", "reply_code", "status_code", "text", "delay_s", "queue_id", "message_id"}
 _READ = [*sorted(_MAPPED), "attempted", "source", "line"]
-_MADE = pa.schema([(name, _FRAME[name]) for name in _READ] + [("hint", TEXT), ("id", TEXT), ("event", pa.int64())])
+_SAID = {"time": "said_time", "port": "said_port"}  # what could not be read so far
+_MORE = [("hint", TEXT), ("id", TEXT), ("event", pa.int64()), *((name, TEXT) for name in _SAID.values())]
+_MADE = pa.schema([(name, _FRAME[name]) for name in _READ] + _MORE)
 _ALLOWED = {"step": STEPS, "outcome": ("passed", "deferred", "failed")}
 _FACTS = facts.tables("esp_exports")
 _TABLES: list[Table] = _FACTS["provider"]
@@ -45,6 +48,9 @@ def read_export(path: Source, provider: str | None = None, *, port: int | None =
     For any other file `columns` maps columns of the frame, and `event`, to the file's headers or JSON paths:
     `{"recipient": "Email", "time": "Date", "event": "Status"}`. Words for events are those of the table "generic" in
     facts/esp_exports.toml; a pair such as `("Status", {"ok": "delivered"})` translates others to these.
+    CSV that is no UTF-8 is taken as Windows-1252. Times are unix seconds, ISO 8601, those of mail, `20.11.2026 10:00`,
+    or `Nov 20, 2026 10:00 AM`; `11/02/2026` only where others of the file prove the order. A time without a zone is
+    UTC. A warning counts the times and ports that could not be read.
 
     No provider tells the port: it stays missing unless `port=` says which one its attempts were made on. Events that
     are no attempt have `attempted` False, unknown ones say their kind in `text`. What cannot be read is a row that
@@ -53,13 +59,14 @@ def read_export(path: Source, provider: str | None = None, *, port: int | None =
     Raises FormatError for an unknown provider, an empty file, and a file without any known event; SchemaError for a
     port that is none and for columns that cannot be mapped.
     """
+    provider = provider.lower() if isinstance(provider, str) else provider
     if provider not in (None, *_NAMES):
         raise FormatError(path, f"no export of a provider {provider!r}; known: {', '.join(_NAMES)}")
     if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535):
         raise SchemaError(f"port={port!r} is no TCP port, which is a whole number from 1 to 65535")
     tables = [_mapped(columns)] if columns is not None else [t for t in _TABLES if provider in (None, t["name"])]
     found = gather(path, tables, _FACTS["envelopes"], "no event of a known provider", _NAMES)
-    return _framed(pa.concat_tables([_MADE.empty_table(), *(_rows(*some) for some in found)]), port)
+    return _framed(pa.concat_tables([_MADE.empty_table(), *(_rows(*some) for some in found)]), port, columns is None)
 
 
 def known_export(part: Part) -> bool:
@@ -84,7 +91,7 @@ def _mapped(columns: Mapping[str, Any]) -> Table:
         events[plain(word)] = events[plain(known)]
     needs, mark = [*paths.values()], paths.get("recipient") or paths.get("event") or paths["outcome"]
     event = [paths.pop("event")] if "event" in paths else []
-    return {"name": "generic", "marks": [[mark]], "header": [needs], "event": event, "events": events,
+    return {"name": "generic", "mapped": True, "marks": [[mark]], "header": [needs], "event": event, "events": events,
             "fields": {name: [path] for name, path in paths.items()}}  # fmt: skip
 
 
@@ -105,10 +112,15 @@ def _rows(table: Table, block: Block, numbers: Any, events: Any, source: str) ->
     for name, paths in table["fields"].items():
         kind = _FRAME[name]
         made[name] = block.column(paths, TIME if kind == TIME else TEXT)
+        if name in _SAID and (kind != TIME or made[name].null_count):
+            made[_SAID[name]] = block.column(paths)
         if kind not in (TIME, TEXT) and name != "reply_code":
             made[name] = _numbers(made[name], kind)
-    for name in table.get("before_dot", ()):
-        made[name] = pc.list_element(pc.split_pattern(made[name], ".", max_splits=1), 0)
+    for name, rewrite in table.get("rewrite", {}).items():
+        if name in made:
+            made[name] = pc.replace_substring_regex(made[name], *rewrite)
+    if "message_id" in made:
+        made["message_id"] = pc.replace_substring_regex(made["message_id"], r"^([^\s<>]+@[^\s<>]+)$", r"<\1>")
     for name in _ALLOWED.keys() & made.keys():
         lower = pc.utf8_lower(made[name])
         made[name] = pc.if_else(pc.is_in(lower, pa.array(_ALLOWED[name], TEXT)), lower, pa.scalar(None, TEXT))
@@ -144,11 +156,14 @@ def _filled(made: dict[str, Any], numbers: Any, events: Any, source: str) -> pa.
 
 def _attempts(table: Table, items: list[list[Any]], kinds: list[Any]) -> list[list[Any]]:
     """The attempts that events list, and the event itself (None) where none of them says what it says."""
-    words, made = {plain(kind): meaning.get("outcome") for kind, meaning in table["events"].items()}, []
+    words, made = {plain(kind): meaning for kind, meaning in table["events"].items()}, []
     for some, kind in zip(items, kinds, strict=True):
-        own = words.get(plain(kind or ""))
-        said = {words.get(plain(str(one.get("type")))) for one in some if isinstance(one, dict)}
-        made.append([*some, *([] if own in said else [None])] if own else [None])
+        own, tries = words.get(plain(kind or ""), {}), [one for one in some if one is not None]
+        said = {words.get(plain(str(one.get("type"))), {}).get("outcome") for one in tries if isinstance(one, dict)}
+        told = own.get("outcome") in said or (
+            own.get("hint") == "event" and said - {None}
+        )  # sent off: later ones follow
+        made.append([*tries, *([] if told else [None])] if own.get("outcome") else [None])
     return made
 
 
@@ -173,10 +188,12 @@ def _meanings(table: Table, block: Block, kinds: Any) -> tuple[list[Table], Any]
 
 def _words(table: Table, made: dict[str, Any], kinds: Any, meant: Any) -> None:
     """Fill in the text and the codes that it begins with."""
-    text = made.get("text", kinds)
+    own = pc.and_(pc.is_valid(made["outcome"]), "mapped" in table)  # a word of the caller's, whose meaning is told
+    said = pc.if_else(own, pa.scalar(None, TEXT), kinds)
+    text = made.get("text", said)
     if "words" in table:
-        words, said = (pa.array(some, TEXT) for some in (table["words"].keys(), table["words"].values()))
-        text = pc.coalesce(said.take(pc.index_in(text, words)), text)
+        words, instead = (pa.array(some, TEXT) for some in (table["words"].keys(), table["words"].values()))
+        text = pc.coalesce(instead.take(pc.index_in(text, words)), text)
     text = pc.ascii_trim_whitespace(pc.replace_substring_regex(text, _KIND, ""))
     found = {"text": text} | {name: made[name] for name in ("status_code", "reply_code") if name in made}
     codes = {name: _codes(some) for name, some in found.items()}
@@ -184,7 +201,7 @@ def _words(table: Table, made: dict[str, Any], kinds: Any, meant: Any) -> None:
     made["status_code"] = pc.coalesce(*(codes[name][1] for name in ("status_code", "text") if name in codes))
     unknown = pc.equal(made["hint"], "unreadable")
     named = pa.array([f"unknown event {str(kind)[:200]!a}" for kind in kinds.filter(unknown).to_pylist()], TEXT)
-    made["text"] = pc.replace_with_mask(pc.coalesce(text, meant, kinds), pc.fill_null(unknown, False), named)
+    made["text"] = pc.replace_with_mask(pc.coalesce(text, meant, said), pc.fill_null(unknown, False), named)
 
 
 def _codes(texts: Any) -> tuple[Any, Any]:
@@ -201,7 +218,7 @@ def _numbers(texts: Any, kind: Any) -> Any:
     return pa.array(np.where(good, numbers, 0), mask=~good).cast(kind, safe=False)
 
 
-def _framed(made: pa.Table, port: int | None) -> pd.DataFrame:
+def _framed(made: pa.Table, port: int | None, named: bool) -> pd.DataFrame:
     """The rows as a classified frame, without those of events seen before."""
     if (np.diff(made["event"]) < 0).any():
         made = made.take(pa.array(np.argsort(made["event"], kind="stable")))
@@ -214,7 +231,20 @@ def _framed(made: pa.Table, port: int | None) -> pd.DataFrame:
     types = {TEXT: pd.StringDtype("pyarrow"), pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype(),
              pa.bool_(): pd.BooleanDtype()}  # fmt: skip
     frame = rows.to_pandas(types_mapper=types.get).assign(origin="export")
+    for _, some in frame[frame["said_time"].notna() & frame["time"].isna()].groupby("source")["said_time"]:
+        found = dates(some.unique())
+        frame.loc[some.index, "time"] = pd.to_datetime(some.map(found).astype(object), utc=True)
     frame["port"] = frame["port"].where(frame["port"].between(1, 65535))
+    for name, said in _SAID.items():
+        lost = frame[frame[said].notna() & frame[name].isna()]
+        if len(lost):
+            which = f"the first in {lost['source'].iloc[0]}, {lost['line'].iloc[0]}: {lost[said].iloc[0][:80]!r}"
+            warnings.warn(f"{len(lost):,} of column {name} cannot be read and are missing; {which}", stacklevel=3)
+    frame = frame.drop(columns=[*_SAID.values()])
+    if named and (frame["message_id"].isna() & frame["queue_id"].notna()).any():  # not all events of a message name it
+        names = frame.groupby([frame["queue_id"], frame["recipient"].str.lower()])["message_id"]
+        only = names.transform("first").where(names.transform("nunique") == 1)
+        frame["message_id"] = frame["message_id"].fillna(only)
     if port is not None:
         frame["port"] = frame["port"].mask(frame["attempted"] & frame["port"].isna(), port)
     result = classify(frame)

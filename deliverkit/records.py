@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import reduce
 from io import BufferedReader
 from json import JSONDecoder
@@ -27,6 +29,16 @@ _BLOCK, _MOST, _DEPTH = 4 << 20, 64 << 20, 4  # bytes at once; of one value; env
 _BEGIN = re.compile(r"[^\s,\[\]]")  # where a value begins
 _AGAIN = re.compile(r"\n(?=[{\[])"), re.compile(r"\n(?=[{\[])|\}\s*,\s*(?=\{)")  # ... after damage; in an array
 _FORM = re.compile(r"[\w.%+-]{1,64}=[^\s<>\"]*$", re.ASCII)
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MONTH = rf"({'|'.join(_MONTHS)})[a-z]{{0,6}}\.?"
+_DATE = re.compile(  # 20.11.2026 | 20 Nov 2026 | Nov 20, 2026, with a time or without
+    rf"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]{{0,6}}\.?,? )?"
+    rf"(?:(\d\d?)([./-])(\d\d?)\2|(\d\d?)[ -]{_MONTH}[ -]|{_MONTH} (\d\d?),? )(\d{{4}})"
+    r"(?:[ ,T]{1,2}(\d\d?):(\d\d)(?::(\d\d)(?:[.,]\d{1,9})?)? ?(?:([ap])\.?m\.?)?"
+    r" ?(?:z|ut|utc|gmt)?([+-]\d\d:?\d\d)?(?: \([\w +-]{1,40}\))?)?",
+    re.IGNORECASE | re.ASCII,
+)
+_RAW = re.compile(r"\\x([89a-f][0-9a-f])")  # a byte that is no UTF-8, as `lines` shows it
 _Found = tuple[list[Any], list[int], bytes, int]  # values, where they begin, what stands between them, bytes used
 _Sized = Iterator[tuple[Any, int, int]]  # value, line, size
 
@@ -114,7 +126,7 @@ def _records(part: Part, tables: list[Table], envelopes: list[str]) -> Iterator[
             for block in _blocks(_cells(stream, *_header(first))):
                 yield block, _owners(block, flat), flat, False
         else:
-            raise FormatError(part.name, f"this is not JSON, and no CSV with a known header: {first[:200]!a}")
+            raise FormatError(part.name, _unfit(first, tables))
 
 
 def looks_like(part: Part, tables: list[Table], envelopes: list[str]) -> bool:
@@ -122,6 +134,17 @@ def looks_like(part: Part, tables: list[Table], envelopes: list[str]) -> bool:
     with part.open() as stream:
         first = _first(stream)
     return first.startswith(("{", "[")) or _is_form(first, tables, envelopes) or bool(headed(first, tables))
+
+
+def _unfit(first: str, tables: list[Table]) -> str:
+    """Why a file has none of the shapes asked for."""
+    asked = [some for table in tables for some in table["header" if "header" in table else "marks"]]
+    problem, (names, _) = "this is not JSON, and no CSV with a known header", _header(first)
+    if not first.replace("\t", " ").isprintable():
+        return f"{problem}, but binary or UTF-16 without its mark"
+    if len(asked) == 1 and (missing := [name for name in asked[0] if plain(name) not in names]):
+        return f"there is no header {missing[0]!r}; the file has {first[:300]!r}"
+    return f"{problem}: {first[:60]!a}"
 
 
 def _is_form(first: str, tables: list[Table], envelopes: list[str]) -> bool:
@@ -145,7 +168,8 @@ def inside(value: Any, name: str) -> Any:
 
 def _first(stream: BufferedReader) -> str:
     """The first line, or what 64 KiB hold of it."""
-    return stream.peek(1 << 16)[: 1 << 16].decode("utf-8-sig", "replace").strip().partition("\n")[0].strip()
+    head = stream.peek(1 << 16)[: 1 << 16].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "backslashreplace")
+    return _western(head.strip("\0 \t\r\n").partition("\n")[0].strip())
 
 
 def headed(first: str, tables: list[Table]) -> list[Table]:
@@ -212,7 +236,8 @@ def _owners(block: Block, tables: list[Table]) -> Any:
 def _header(first: str) -> tuple[list[str], str]:
     delimiter = max(",;\t", key=first.count)
     try:
-        return [plain(name) for name in next(csv.reader([first], delimiter=delimiter), [])], delimiter
+        names = next(csv.reader([first], delimiter=delimiter), []) if "\0" not in first else []
+        return [plain(name) for name in names], delimiter
     except csv.Error:
         return [], delimiter
 
@@ -239,8 +264,13 @@ def _posts(stream: IO[bytes]) -> _Sized:
             yield value, number, len(line)
 
 
+def _western(text: str) -> str:
+    """What is no UTF-8 as Windows-1252, in which spreadsheets save CSV."""
+    return _RAW.sub(lambda byte: bytes.fromhex(byte[1]).decode("cp1252", "backslashreplace"), text)
+
+
 def _cells(stream: IO[bytes], header: list[str], delimiter: str) -> _Sized:
-    reader = csv.reader((line.lstrip("\ufeff") + "\n" for line in lines(stream)), delimiter=delimiter)
+    reader = csv.reader((_western(line.lstrip("\ufeff")) + "\n" for line in lines(stream)), delimiter=delimiter)
     while not any(map(str.strip, next(reader))):  # up to the header
         pass
     row: list[str] | None = []
@@ -349,6 +379,30 @@ def _number(digits: str) -> int | float:
 
 
 _DECODER = JSONDecoder(parse_int=_number)
+
+
+def dates(texts: Iterable[str]) -> dict[str, datetime]:
+    """Times of one column as people and mail write them, those that are sure: in UTC, unless they name a zone.
+
+    Dots mean day first. With slashes and dashes a number above 12 proves the order, for the others of the column too.
+    """
+    found = {text: match.groups() for text in texts if (match := _DATE.fullmatch(" ".join(text.split())))}
+    pairs = [(int(one), int(two)) for one, sign, two, *_ in found.values() if sign in ("/", "-")]
+    proved, made = {one > 12 for one, two in pairs if max(one, two) > 12}, dict[str, datetime]()
+    for text, (one, sign, two, number, name, word, behind, year, hour, minute, second, half, zone) in found.items():
+        day = int(one or number or behind)
+        month = int(two) if sign else _MONTHS.index((name or word)[:3].lower()) + 1
+        if sign in ("/", "-"):
+            if max(day, month) <= 12 and day != month and len(proved) != 1:
+                continue
+            if month > 12 or (day <= 12 and True not in proved):
+                day, month = month, day
+        if half:
+            hour = str(int(hour) % 12 + 12 * (half in "pP")) if 1 <= int(hour) <= 12 else "no such hour"
+        with suppress(ValueError, OverflowError):
+            clock = f"{hour or 0:0>2}:{minute or '00'}:{second or '00'}{zone or '+00:00'}"
+            made[text] = datetime.fromisoformat(f"{year}-{month:02}-{day:02}T{clock}").astimezone(UTC)
+    return made
 
 
 def _texts(values: list[Any]) -> Any:

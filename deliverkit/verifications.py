@@ -33,6 +33,7 @@ def read_verified(path: Source, provider: str | None = None, columns: Mapping[st
     Raises FormatError for an unknown provider, an empty file, and a file without any address; SchemaError for columns
     that cannot be mapped.
     """
+    provider = provider.lower() if isinstance(provider, str) else provider
     if provider not in (None, *_NAMES):
         raise FormatError(path, f"no export of a provider {provider!r}; known: {', '.join(_NAMES)}")
     tables = [table for table in _TABLES if provider in (None, table["name"])]

@@ -112,7 +112,7 @@ def test_what_is_no_export_is_a_format_error_of_one_line(tmp_path: Path, content
 
 def test_a_provider_is_known_and_believed(tmp_path: Path) -> None:
     path = write(tmp_path / "x", json.dumps(EVENT))
-    assert len(read_export(path, provider="sendgrid")) == 1
+    assert len(read_export(path, provider="sendgrid")) == len(read_export(path, provider="SendGrid")) == 1
     with pytest.raises(FormatError, match="no event of a known provider"):
         read_export(path, provider="ses")
     with pytest.raises(FormatError, match=r"'pigeon'; known: .*sendgrid, ses"):
@@ -268,10 +268,11 @@ def test_any_csv_is_read_by_a_map_of_its_columns(tmp_path: Path) -> None:
     text += ",c@y.example,Bounced,550 5.1.1 x,x\n"
     words = ("Ergebnis", {"zugestellt": "delivered"})
     columns = {"time": "wann", "recipient": "An wen", "event": words, "text": "Antwort", "port": "Tür"}
-    made = read_export(write(tmp_path / "x", text), columns=columns)
+    with pytest.warns(UserWarning, match="^1 of column port cannot be read and are missing; the first in .*, 3: 'x'$"):
+        made = read_export(write(tmp_path / "x", text), columns=columns)
     assert list(made["outcome"]) == ["passed", "failed"] and list(made["port"].fillna(0)) == [587, 0]
     assert list(made["reply_code"]) == [250, 550] and made["time"].notna().tolist() == [True, False]
-    with pytest.raises(FormatError, match="no CSV with a known header: 'Wann,An wen"):
+    with pytest.raises(FormatError, match="there is no header 'Host'; the file has 'Wann,An wen,Ergebnis,Antwort,Tür'"):
         read_export(tmp_path / "x", columns=columns | {"host": "Host"})
     with pytest.raises(FormatError, match="no CSV with a known header"):
         read_export(tmp_path / "x")
@@ -284,6 +285,128 @@ def test_any_csv_is_read_by_a_map_of_its_columns(tmp_path: Path) -> None:
     ):
         with pytest.raises(SchemaError, match="columns="):
             read_export(tmp_path / "x", columns=wrong)
+
+
+WHO = {"recipient": "Email", "time": "When", "event": "Event"}
+
+
+def times(path: Path, *texts: str) -> list[str | None]:
+    """How the times of a file are read, in UTC."""
+    rows = "".join(f'a@x.example,"{text}",bounced\n' for text in texts)
+    made = read_export(write(path / "x", "Email,When,Event\n" + rows), columns=WHO)["time"]
+    return [None if pd.isna(time) else f"{time:%Y-%m-%d %H:%M:%S}" for time in made]
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("20.11.2026 10:00", "2026-11-20 10:00:00"),
+        ("02.11.2026 9:05:07", "2026-11-02 09:05:07"),
+        ("11/20/2026 10:00 AM", "2026-11-20 10:00:00"),
+        ("11/20/2026, 12:30:15 p.m.", "2026-11-20 12:30:15"),
+        ("11-20-2026 12:30 AM", "2026-11-20 00:30:00"),
+        ("20/11/2026", "2026-11-20 00:00:00"),
+        ("05/05/2026 10:00", "2026-05-05 10:00:00"),
+        ("Fri, 20 Nov 2026 10:00:00 +0100", "2026-11-20 09:00:00"),
+        ("2 Nov 2026 10:00:00 -0130 (X)", "2026-11-02 11:30:00"),
+        ("Nov 20, 2026 10:00", "2026-11-20 10:00:00"),
+        ("November 2, 2026 1:00 PM", "2026-11-02 13:00:00"),
+        ("2026-11-20 10:00", "2026-11-20 10:00:00"),
+        ("Sun Nov 22 2026 10:00:00 GMT+0100 (Central European Time)", "2026-11-22 09:00:00"),
+        ("31.12.9999 23:59", "9999-12-31 23:59:00"),
+        ("2026-11-20T10:00+02:00", "2026-11-20 08:00:00"),
+    ],
+)
+def test_a_time_that_is_sure_is_read(tmp_path: Path, text: str, time: str) -> None:
+    assert times(tmp_path, text) == [time]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["02/11/2026 10:00", "2-11-2026", "31.02.2026", "13/13/2026", "20.11.26 10:00", "Nov 20, 2026 13:00 PM",
+     "20 Nov 2026 10:00 CEST", "20.11.2026 25:00", "0/0/2026", "yesterday", "20.11-2026", "20.11.2026 " + "1" * 9999,
+     "1.1.0000", "1.1.0001 00:00 +0100", "11/20/2026 10:00 -9999"],
+)  # fmt: skip
+def test_a_time_that_is_not_sure_is_missing_and_told(tmp_path: Path, text: str) -> None:
+    with pytest.warns(UserWarning, match="^2 of column time cannot be read and are missing; the first in .*, 3: '"):
+        assert times(tmp_path, "2026-11-20", text, text) == ["2026-11-20 00:00:00", None, None]
+
+
+def test_one_number_above_12_proves_the_order_for_its_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_BLOCK", 1)
+    assert times(tmp_path, "02/11/2026", "11/20/2026")[0] == "2026-02-11 00:00:00"
+    assert times(tmp_path, "02/11/2026", "20/11/2026")[0] == "2026-11-02 00:00:00"
+    with pytest.warns(UserWarning, match="^1 of column time"):
+        assert times(tmp_path, "20/11/2026", "11/20/2026", "02/11/2026")[2] is None
+
+
+def test_csv_in_windows_1252_is_read_as_such(tmp_path: Path) -> None:
+    text = "Empfänger;Datum;Stand\nann@x.example;20.11.2026 10:00;verzögert\n"
+    columns = {"recipient": "Empfänger", "time": "Datum", "event": ("Stand", {"verzögert": "deferred"})}
+    (tmp_path / "x").write_bytes(text.encode("cp1252"))
+    made = read_export(tmp_path / "x", columns=columns)
+    assert list(made["recipient"]) == ["ann@x.example"] and list(made["outcome"]) == ["deferred"]
+    pd.testing.assert_frame_equal(read_export(write(tmp_path / "x", text), columns=columns), made)
+
+
+def test_a_word_that_the_caller_translates_is_no_text_of_a_server(tmp_path: Path) -> None:
+    text = "Email,When,Stand\na@x.example,1767323046,verzögert\nb@x.example,1767323046,Klick\n"
+    words = {"verzögert": "deferred", "Klick": "click"}
+    made = read_export(write(tmp_path / "x", text), columns=WHO | {"event": ("Stand", words)})
+    assert list(made["category"]) == ["unknown", "not_a_failure"] and list(made["text"].fillna("")) == ["", "Klick"]
+
+
+def test_a_header_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", "Empfänger;Status\na@x.example;bounced\n")
+    with pytest.raises(FormatError, match="there is no header 'Empfaenger'; the file has 'Empfänger;Status'"):
+        read_export(path, columns={"recipient": "Empfaenger", "event": "Status"})
+
+
+def test_binary_is_not_printed(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(range(14, 256)) * 9)
+    for columns in (None, WHO):
+        with pytest.raises(FormatError, match=r"known header, but binary or UTF-16 without its mark$"):
+            read_export(tmp_path / "x", columns=columns)
+
+
+def test_utf_16_without_its_mark_is_refused(tmp_path: Path) -> None:
+    for code in ("utf-16-le", "utf-16-be"):
+        (tmp_path / "x").write_bytes("email,event,timestamp\na@x.example,bounced,1767323046\n".encode(code))
+        with pytest.raises(FormatError, match="UTF-16 without its mark"):
+            read_export(tmp_path / "x")
+
+
+def test_sendgrid_names_a_message_alike_in_all_its_events(tmp_path: Path) -> None:
+    about = {"email": "b@y.example", "sg_message_id": "14c5d75ce93.dfd.64b469.filter0001.16648.5515E0B88.0"}
+    events = [about | {"event": "deferred", "timestamp": 1, "smtp-id": "<14c5d75ce93.dfd.64b469@ismtpd-555>"},
+              about | {"event": "bounce", "timestamp": 2, "status": "5.1.1", "email": "B@y.example"},
+              about | {"event": "bounce", "timestamp": 2, "status": "5.1.1", "email": "c@y.example"}]  # fmt: skip
+    for some in (events, events[::-1]):
+        made = read_export(write(tmp_path / "x", json.dumps(some)))
+        assert set(made["queue_id"]) == {"14c5d75ce93.dfd.64b469"}
+        ends = outcomes(made).sort_values("recipient", key=lambda names: names.str.lower())
+        assert list(ends["final"]) == ["bounced"] * 2 and list(ends["attempts"]) == [2, 1]
+        assert ends["message_id"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("whole", "told"), [("a1.filter0905p1mdw1-4434-59E0C6FF-3.0", "a1"), ("a1.later-7.0", "a1"),
+                                             ("a1.recvd-5d8-x.0", "a1"), ("a1", "a1"), (".0", ".0")])  # fmt: skip
+def test_the_id_that_sendgrid_told_the_sender_is_the_queue_id(tmp_path: Path, whole: str, told: str) -> None:
+    made = read_export(write(tmp_path / "x", json.dumps(EVENT | {"sg_message_id": whole})))
+    assert list(made["queue_id"]) == [told]
+
+
+def test_a_mandrill_event_without_attempts_beside_one_with_them_is_one_row(tmp_path: Path) -> None:
+    tries = [{"ts": 1767323046, "type": "sent", "diag": "250 2.0.0 OK"}]
+    sent = {"event": "send", "ts": 1, "msg": {"_id": "m1", "email": "a@y.example", "smtp_events": tries}}
+    other = [{"event": kind, "ts": 1, "msg": {"_id": kind, "email": "b@y.example"} | more}
+             for kind in ("hard_bounce", "reject", "send") for more in ({}, {"smtp_events": []})]  # fmt: skip
+    for posts in ([sent, *other], [*other, sent], other):
+        made = read_export(write(tmp_path / "x", json.dumps(posts)))
+        assert len(made) == len(posts)
+        assert made["attempted"].sum() == made["outcome"].isin(["passed", "failed"]).sum() - 2  # two are rejects
+    bounced = other[0] | {"msg": other[0]["msg"] | {"smtp_events": [tries[0] | {"type": "deferred"}]}}
+    assert list(outcomes(read_export(write(tmp_path / "x", json.dumps([bounced]))))["attempts"]) == [2]
 
 
 def test_a_map_of_columns_reads_json_too(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_each_export_is_known_and_read(tmp_path: Path, service: str, text: str) 
     assert set(made["checked_by"]) == {service} and made[["email", "domain", "line"]].notna().all(axis=None)
     [part] = parts(tmp_path / "x")
     assert known_verified(part)
-    pd.testing.assert_frame_equal(read(tmp_path, text, provider=service), made)
+    pd.testing.assert_frame_equal(read(tmp_path, text, provider=service.upper()), made)
 
 
 def test_the_words_of_zerobounce_become_a_verdict_and_a_reason(tmp_path: Path) -> None:
@@ -91,6 +91,20 @@ def test_the_flags_of_neverbounce_become_columns(tmp_path: Path) -> None:
     assert column(made, "role") == [True, False] and column(made, "mx_found") == [True, False]
     assert column(made, "suggestion") == [None, "b@x.example"]
     assert column(read(tmp_path, FILES["neverbounce"][2]), "role") == [None]  # there are no flags in the CSV
+
+
+@pytest.mark.parametrize("word", ["accept_all", "Accept All (Unverifiable)", "catchall", "Catch-All"])
+def test_neverbounce_has_many_words_for_a_domain_that_takes_everything(tmp_path: Path, word: str) -> None:
+    made = read(tmp_path, f"email,email_status\na@x.example,{word}\n")
+    assert column(made, "verdict") == ["risky"] and column(made, "catch_all") == [True]
+
+
+def test_utf_16_without_its_mark_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes("email,email_status\na@x.example,valid\n".encode("utf-16-le"))
+    with pytest.raises(FormatError, match="UTF-16 without its mark"):
+        read_verified(tmp_path / "x")
+    [part] = parts(tmp_path / "x")
+    assert not known_verified(part)
 
 
 def test_a_word_nobody_knows_is_kept_and_gives_no_verdict(tmp_path: Path) -> None:
