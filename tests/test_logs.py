@@ -278,7 +278,7 @@ def test_reading_takes_linear_time(piece: str, place: str) -> None:
         list(rows([line, line + sent()[52:], sent(to="b@x", status="deferred (" + line[52:])]))
         return time.perf_counter() - began
 
-    assert seconds(1_000_000) < 1.0
+    assert seconds(1_000_000) < 3.0  # quadratic would take minutes
 
 
 def truth(shared: Path, name: str) -> pd.DataFrame:

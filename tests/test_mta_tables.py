@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deliverkit import facts
-from deliverkit.logs import applications, exchange, kumomta, m365, powermta
+from deliverkit.logs import applications, exchange, exim, kumomta, m365, powermta, read_log
 from deliverkit.logs.fields import endpoint, records
+from deliverkit.outcomes import outcomes
 from deliverkit.schema import ATTEMPTS
 
 FORMATS = {
@@ -298,9 +299,10 @@ def test_a_second_report_of_the_same_failure_is_none() -> None:
 
 def test_of_two_connections_opened_at_once_it_is_not_known_which_one_failed() -> None:
     opening = "Connection: opening to smtp.x.example:587, timeout=300, options=array()"
-    failed = "SMTP ERROR: Failed to connect to server: Connection timed out (110)"
+    failed = "2026-11-25 10:00:00 SMTP ERROR: Failed to connect to server: Connection timed out (110)"
+    later = failed.replace("10:00:00", "10:00:30")
     made = list(
-        applications.rows([opening, opening.replace("587", "465"), failed, failed, *["x"] * 20, opening, failed])
+        applications.rows([opening, opening.replace("587", "465"), failed, later, *["x"] * 20, opening, failed])
     )
     assert [row["port"] for row in made] == [None, None, 587]
 
@@ -356,3 +358,29 @@ def test_the_formats_are_sniffed_behind_a_byte_order_mark() -> None:
     assert powermta.sniff("\ufefftype,timeLogged,rcpt")
     assert m365.sniff('\ufeff"origin_timestamp","sender_address","recipient_status"')
     assert exchange.sniff("\ufeff#Software: Microsoft Exchange Server")
+    assert kumomta.sniff('\ufeff{"type":"Delivery","queue":"q","site":"s"}')
+
+
+@pytest.mark.parametrize("words", ["ERROR: Failed to connect to server: Connection refused (111)", "connect() failed.",
+                                   "Error: Could not authenticate.", "NOTICE: EOF caught"])  # fmt: skip
+def test_a_stamped_line_of_phpmailer_is_none_of_exim(words: str, tmp_path: Path) -> None:
+    assert not exim.sniff(f"2026-11-20 10:00:01 SMTP {words}")
+    log = tmp_path / "mail.log"
+    log.write_text(f"2026-11-20 10:00:01 SMTP {words}\n2026-11-20 10:00:01 SMTP connect() failed.\n")
+    assert len(read_log(log)) == 1
+
+
+@pytest.mark.parametrize("words", ["connection from [192.0.2.1] lost", "protocol synchronization error (input sent)",
+                                   "syntax error in HELO", "call from [192.0.2.1] dropped: too many",
+                                   "command timeout on", "data timeout (message abandoned) on"])  # fmt: skip
+def test_what_exim_says_of_smtp_is_known(words: str) -> None:
+    assert exim.sniff(f"2026-11-20 10:00:01 SMTP {words}")
+
+
+def test_the_records_of_one_message_of_powermta_are_one_delivery(tmp_path: Path) -> None:
+    log = tmp_path / "acct.csv"
+    kinds = ["r", "t", "t", "d"]
+    lines = [f"{kind},{1795600000 + n},1795600000,a@acme.example,b@birch.example" for n, kind in enumerate(kinds)]
+    log.write_text("\n".join(["type,timeLogged,timeQueued,orig,rcpt", *lines]) + "\n")
+    [ended] = outcomes(read_log(log)).to_dict("records")
+    assert (ended["final"], ended["attempts"]) == ("sent", 3)

@@ -6,7 +6,7 @@ The patterns are rows of facts/application_patterns.csv. What succeeds is not in
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -19,6 +19,7 @@ from deliverkit.targets import is_ip
 
 LAST = True  # asked behind all others: their lines may quote these words
 _BATCH, _LONGEST, _NEAR, _SAME = 2_000, 4_000, 40, 10  # lines; characters; lines that belong together; that repeat
+_ALIKE = ("step", "host", "address", "port", "sender", "recipient", "reply_code", "status_code")
 _PORTS = {25, 465, 587, 2525}
 _MONTHS = {"JanFebMarAprMayJunJulAugSepOctNovDec"[3 * at : 3 * at + 3]: at + 1 for at in range(12)}
 _STAMP = re.compile(
@@ -45,44 +46,68 @@ def rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield one row per failure (and recipient, where named); host and port only where the report names them.
 
     Words that others write too (`ECONNREFUSED`) count where a port of mail, or the name of a mail library, stands in
-    the line or in the 40 before it. What repeats a report of the 10 lines before is none of its own. A line without a
-    time has that of the last line with one, of the 40 before it. Times without a zone are taken as UTC.
+    the line or in the 40 before it; in the line itself if that names another port. What says again what one of the 10
+    lines before said, within a second, is no report of its own; indented lines (a trace) are not counted. A line
+    without a time has that of the last line with one, of the 40 before it. Times without a zone are taken as UTC.
     """
     known, patterns = _table()
     recent: deque[tuple[str, str]] = deque(maxlen=_NEAR + 1)
-    told: dict[str, int] = {}
+    told: dict[str, deque[tuple[int, int, dict[str, Any]]]] = {}  # by language: place, rule, report
+    counted = 0
     opened: dict[str, tuple[int, dict[str, str]]] = {}  # what a line before says of the far end
     numbered = enumerate(lines, 1)
     while batch := [(number, line[:_LONGEST]) for number, line in islice(numbered, _BATCH)]:
         plain = [line.lower() for _, line in batch]
         for (number, line), low, places in zip(batch, plain, patterns.candidates(plain), strict=True):
             recent.append((line, low))
+            counted += not line[:1].isspace()
             for place in places:
                 rule, match = known[place], patterns.compiled[place].search(low)
                 language, words = rule["language"], rule["context"].split("|")
-                if match is None or (rule["repeats"] and number - told.get(language, -_SAME - 1) <= _SAME):
+                if match is None:
                     continue
                 cased = line if len(line) == len(low) else low
                 groups = {name: cased[slice(*match.span(name))] for name, found in match.groupdict().items() if found}
-                if int(groups.get("port", 0)) not in _PORTS and not any(w in near for w in words for _, near in recent):
+                near = [low] if "port" in groups else [before for _, before in recent]
+                if int(groups.get("port", 0)) not in _PORTS and not any(w in one for w in words for one in near):
                     continue
                 since, far = opened.pop(language, (number, {}))
                 if not rule["outcome"]:  # two of them at once: whose failure comes next is not known
                     opened[language] = number, {} if far and number - since <= _SAME else groups
+                    told.pop(language, None)
                     break
-                told[language] = number
                 time = next(filter(None, (_time(before) for before, _ in reversed(recent))), None)
                 about = (far if number - since <= _SAME else {}) | {"text": cased[match.start() :]} | groups
                 for each in [m.groupdict() for m in _EACH.finditer(groups.get("each", ""))] or [{}]:
-                    yield _row(about | {k: v for k, v in each.items() if v}, rule) | {"time": time, "line": number}
+                    row = _row(about | {k: v for k, v in each.items() if v}, rule) | {"time": time, "line": number}
+                    before = told.setdefault(language, deque(maxlen=_SAME))
+                    if not rule["repeats"] or not any(
+                        counted - at <= _SAME and _repeats(row, one, place == by) for at, by, one in before
+                    ):
+                        before.append((counted, place, row))
+                        yield row
                 break
+
+
+def _repeats(row: dict[str, Any], other: dict[str, Any], same: bool) -> bool:
+    """True if nothing that both tell differs; of the `same` rule the words too, but for an end that one leaves out."""
+    short, long = sorted(((one["text"] or "").rstrip(" ;.") for one in (row, other)), key=len)
+    if same and not long.startswith(short):
+        return False
+    if any(row[name] and other[name] and row[name] != other[name] for name in _ALIKE):
+        return False
+    near = timedelta(seconds=1 if same else 2)  # of a second, which a stamp may be cut to, or over into the next
+    try:
+        return abs(datetime.fromisoformat(row["time"]) - datetime.fromisoformat(other["time"])) < near
+    except (TypeError, ValueError):
+        return not row["time"] or not other["time"] or bool(row["time"] == other["time"])
 
 
 def _row(about: dict[str, str], rule: dict[str, str]) -> dict[str, Any]:
     code, text = about.get("code", ""), (about.get("quoted") or about["text"]).strip()
     made = said(text if text.startswith(code) else f"{code} {text}")
     port, address = int(about.get("port", 0)), about.get("address", "").strip("[]")
-    outcome = {"4": "deferred", "5": "failed"}.get(str(made["reply_code"])[:1], rule["outcome"])
+    outcome = {"4": "deferred", "5": "failed"}.get(str(made["reply_code"] or made["status_code"])[:1], rule["outcome"])
     return made | {
         "direction": "out",
         "outcome": outcome,

@@ -13,8 +13,13 @@ from deliverkit.logs.fields import endpoint, listed, said, tabled, unfit
 
 _SESSIONS, _WAITING = 10_000, 10_000  # sessions open at a time, recipients of a session without a reply
 _TRACKED, _PROTOCOL = {"date_time", "event_id", "recipient_address"}, {"session_id", "remote_endpoint", "event", "data"}
-_EVENTS = {"SEND": "passed", "DELIVER": "passed", "FAIL": "failed", "DEFER": "deferred", "BADMAIL": "failed",
-           "POISONMESSAGE": "failed", "DROP": "failed"}  # fmt: skip
+_EVENTS = {"SEND": "passed", "SENDEXTERNAL": "passed", "DELIVER": "passed", "FAIL": "failed", "DEFER": "deferred",
+           "BADMAIL": "failed", "POISONMESSAGE": "failed", "DROP": "failed"}  # fmt: skip
+_ELSE = {  # on the way, as documented, and two that are not: RECIPIENTINFO, SETROUTE
+    "AGENTINFO", "CLIENTSUBMISSION", "DSN", "DUPLICATEDELIVER", "DUPLICATEEXPAND", "DUPLICATEREDIRECT", "EXPAND",
+    "HADISCARD", "HARECEIVE", "HAREDIRECT", "HAREDIRECTFAIL", "INITMESSAGECREATED", "LOAD", "MODERATORAPPROVE",
+    "NOTIFYMAPI", "NOTIFYSHADOW", "PROCESS", "PROCESSMEETINGMESSAGE", "RECEIVE", "RECIPIENTINFO",
+    "REDIRECT", "RESOLVE", "RESUBMIT", "SETROUTE", "SUBMIT", "SUSPEND", "THROTTLE", "TRANSFER"}  # fmt: skip
 _PEER = re.compile(r"\{(FQDN|IP)=([^{}]{1,255})\}")
 _LAST = re.compile(r"(?:last endpoint attempted was |LastAttempted(?:Server)?IP=)([\da-fA-F.:\[\]]{3,50})")
 _NO_SESSION = re.compile(r"Failed to connect|Winsock|SocketError|[Cc]annot connect|[Cc]onnection (?:refused|timed out)")
@@ -69,9 +74,9 @@ def _named(record: list[str]) -> list[str]:
 
 
 def tracked(fields: dict[str, str], number: int) -> Iterator[dict[str, Any]]:
-    """The rows of one tracked event; events that are no delivery, failure or delay give none."""
-    event, source = fields["event_id"].upper(), fields.get("source", "").upper()
-    if event not in _EVENTS:
+    """The rows of one tracked event; those on the way give none, one that is not known has no outcome and says so."""
+    event, source = fields["event_id"].strip().upper(), fields.get("source", "").upper()
+    if event in _ELSE:
         return
     recipients, given = listed(fields["recipient_address"]) or [""], fields.get("recipient_status", "")
     statuses = [given] if len(recipients) == 1 else listed(given)
@@ -81,16 +86,19 @@ def tracked(fields: dict[str, str], number: int) -> Iterator[dict[str, Any]]:
         statuses = [given if len(set(statuses)) == 1 else ""] * len(recipients)
     for recipient, status in zip(recipients, statuses, strict=True):
         text = status.partition("{LED=")[2].partition("};{")[0] if "{LED=" in status else status
+        text = text[1:].rstrip(" '") if text.startswith("'") else text
         peer, last = dict(_PEER.findall(status)), _LAST.search(text)
-        if event == "SEND":
+        if event in ("SEND", "SENDEXTERNAL"):
             peer = {"FQDN": fields.get("server_hostname"), "IP": fields.get("server_ip")}
         address, port = endpoint(last[1].rstrip(".") if last else peer.get("IP") or "")
         expired = event == "FAIL" and ("QUEUE.Expired" in text or "essage expired" in text)
-        tried = not expired and source in ("SMTP", "STOREDRIVER") and event in ("SEND", "DELIVER", "FAIL", "DEFER")
+        tried = source in ("SMTP", "STOREDRIVER") and event in ("SEND", "SENDEXTERNAL", "DELIVER", "FAIL", "DEFER")
         connect = bool(_NO_SESSION.search(text))
-        made = said(text)
+        made, outcome = said(text), _EVENTS.get(event)
         if connect or ("{LED=" in status and not peer.get("IP")):
             made["reply_code"] = None  # it is of Exchange itself
+        if outcome is None:
+            made["text"] = f"event {event[:40]!a}: {text}".rstrip(": ")
         yield made | {
             "time": fields.get("date_time") or fields.get("date_time_utc"),
             "line": number,
@@ -100,10 +108,10 @@ def tracked(fields: dict[str, str], number: int) -> Iterator[dict[str, Any]]:
             "host": peer.get("FQDN") or None,
             "address": address,
             "port": port,
-            "outcome": _EVENTS[event],
-            "attempted": tried,
-            "step": "inbox" if _EVENTS[event] == "passed" else "connect" if connect else None,
-            "hint": "expired" if expired else None,
+            "outcome": outcome,
+            "attempted": tried and not expired,
+            "step": "inbox" if outcome == "passed" else "connect" if connect else None,
+            "hint": "expired" if expired else None if outcome else "unreadable",
             "queue_id": fields.get("internal_message_id") or None,
             "message_id": fields.get("message_id") or None,
         }

@@ -41,7 +41,7 @@ _TRIED = re.compile(  # .. which alone say what was tried
 
 def sniff(line: str) -> bool:
     """True if the line is a log record as KumoMTA writes it unless told otherwise."""
-    record = _record(line) if line.lstrip().startswith("{") else {}
+    record = _record(line) if line.lstrip("\ufeff \t").startswith("{") else {}
     return str(record.get("type")) in _MEANS and len(_TELLING & record.keys()) > 1
 
 
@@ -64,7 +64,7 @@ def rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def _record(line: str) -> dict[str, Any]:
     try:
-        made = json.loads(line)
+        made = json.loads(line.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return {}
     return made if isinstance(made, dict) else {}

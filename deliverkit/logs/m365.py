@@ -1,4 +1,4 @@
-"""Microsoft 365: the message trace as CSV, summary and extended report. Neither names a port.
+"""Microsoft 365: the message trace as CSV: summary and extended report, Get-MessageTrace. None names a port.
 
 Source: https://learn.microsoft.com/exchange/monitoring/trace-an-email-message/message-trace-modern-eac.
 """
@@ -7,10 +7,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from deliverkit.logs.exchange import tracked
-from deliverkit.logs.fields import listed, tabled, unfit
+from deliverkit.logs.fields import endpoint, listed, tabled, unfit
 
 _SUMMARY, _EXTENDED = {"sender_address", "recipient_status"}, {"event_id", "recipient_address", "sender_address"}
-_ENDS = {"deliver": "passed", "send": "passed", "fail": "failed", "defer": "deferred", "drop": "failed"}
+_TRACE = {"sender_address", "recipientaddress", "status"}  # Get-MessageTrace(V2) | Export-Csv
+_SAME = {"received": "origin_timestamp", "senderaddress": "sender_address", "messageid": "message_id",
+         "messagetraceid": "network_message_id"}  # fmt: skip
+_ENDS = {"deliver": "passed", "send": "passed", "sendexternal": "passed", "defer": "deferred", "fail": "failed",
+         "drop": "failed", "delivered": "passed", "failed": "failed"}  # fmt: skip
 
 
 def sniff(line: str) -> bool:
@@ -22,7 +26,7 @@ def rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield one row per recipient of a message (summary), or of a delivery, failure or delay (extended).
 
     Of the statuses in the summary ("Receive, Send") the last one that is an end counts; a message only received is on
-    its way, and no attempt. Mail from outside has `direction` in.
+    its way, and no attempt. Mail from outside has `direction` in; of Get-MessageTrace, which does not tell, none.
     """
     for number, fields, record in tabled(lines, _names):
         if not fields:
@@ -32,13 +36,17 @@ def rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _names(record: Iterable[str]) -> list[str]:
-    names = [name.strip('"\ufeff ').lower().replace("-", "_") for name in record]
+    plain = [name.strip('"\ufeff ').lower().replace("-", "_") for name in record]
+    names = [_SAME.get(name, name) for name in plain]
     times = {"origin_timestamp", "origin_timestamp_utc", "date_time", "date_time_utc"}.intersection(names)
-    return names if times and (_SUMMARY.issubset(names) or _EXTENDED.issubset(names)) else []
+    return names if times and any(some.issubset(names) for some in (_SUMMARY, _EXTENDED, _TRACE)) else []
 
 
 def _summary(fields: dict[str, str], number: int) -> Iterator[dict[str, Any]]:
-    for each in listed(fields["recipient_status"]) or [""]:
+    trace = "recipient_status" not in fields
+    given = [f"{fields['recipientaddress']}##{fields['status']}"] if trace else listed(fields["recipient_status"])
+    inside = fields.get("directionality", "").lower() in ("1", "incoming", "inbound")
+    for each in given or [""]:
         recipient, _, status = each.rpartition("##")
         outcome = next(
             (_ENDS[word] for word in reversed(status.lower().replace(" ", "").split(",")) if word in _ENDS), None
@@ -46,10 +54,11 @@ def _summary(fields: dict[str, str], number: int) -> Iterator[dict[str, Any]]:
         yield {
             "time": fields.get("origin_timestamp_utc") or fields.get("origin_timestamp") or None,
             "line": number,
-            "direction": "in" if fields.get("directionality", "").lower() in ("1", "incoming", "inbound") else "out",
+            "direction": None if trace else "in" if inside else "out",
             "sender": fields["sender_address"] or None,
             "recipient": recipient or None,
-            "outcome": outcome or "deferred",
+            "address": endpoint(fields.get("toip", ""))[0],
+            "outcome": outcome or (None if status.lower() in ("expanded", "filteredasspam") else "deferred"),
             "attempted": outcome is not None,
             "step": "inbox" if outcome == "passed" else None,
             "hint": None if outcome else "event",

@@ -16,7 +16,7 @@ _MEANS: dict[str, dict[str, Any]] = {
     "d": {"outcome": "passed", "attempted": True, "step": "inbox"},
     "b": {"outcome": "failed", "attempted": True},
     "t": {"outcome": "deferred", "attempted": True},
-    "tq": {"outcome": "deferred", "attempted": True},  # of a whole queue: no recipient
+    "tq": {"outcome": "deferred", "attempted": False},  # of a whole queue: no recipient
     "r": {"outcome": "deferred", "attempted": False, "hint": "event"},  # taken, not tried so far
     "rb": {"outcome": "failed", "attempted": False},  # by mail, after a delivery: that was the attempt
     "rs": _NONE,
@@ -40,6 +40,7 @@ def sniff(line: str) -> bool:
 def rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield one row per record; each line that names columns holds for the records after it.
 
+    `queue_id` is the envelope id if the sender gave one, else job, time of queueing, sender and recipient together.
     Received messages, feedback reports and remote reports (mail that comes back later) are no attempts. A record that
     does not fit its columns, or comes before any are named, is a row that says so.
     """
@@ -69,7 +70,8 @@ def _row(fields: dict[str, str], means: dict[str, Any]) -> dict[str, Any]:
         means = means | {"outcome": outcome, "hint": hint}
     if category == "message-expired":  # the end of the retries, not another one
         means = means | {"attempted": False, "hint": "expired"}
-    logged, queued = _time(has("timeLogged")), _time(has("timeQueued", "timeImprinted"))
+    told = [has("jobId"), has("timeQueued", "timeImprinted"), has("orig"), has("rcpt")]  # there is no id of the queue
+    logged, queued = _time(has("timeLogged")), _time(told[1])
     return {"hint": category if means["outcome"] != "passed" else None} | means | {
         "time": logged and logged.isoformat(),
         "sender": has("orig"),
@@ -81,7 +83,8 @@ def _row(fields: dict[str, str], means: dict[str, Any]) -> dict[str, Any]:
         "reply_code": int(said[2]) if said and said[2] else None,
         "status_code": status and status[1],
         "delay_s": (logged - queued).total_seconds() if logged and queued else None,
-        "campaign": has("jobId"),
+        "campaign": told[0],
+        "queue_id": has("envId") or (" ".join(part or "-" for part in told) if told[1] and told[3] else None),
         "message_id": has("header_Message-Id", "header_Message-ID", "header_message-id"),
     }  # fmt: skip
 
