@@ -47,6 +47,7 @@ _AS = {"compression": "zstd", "write_page_checksum": True, "store_schema": False
 _FORMAT = ds.ParquetFileFormat(ds.ParquetReadOptions(), ds.ParquetFragmentScanOptions(page_checksum_verification=True))
 _PROBED = reduce(or_, [pc.field(name).is_valid() for name in PROBES.names if name not in ATTEMPTS.names])
 _TRY = ("time", "origin", "vantage", "client", "host", "address", "text", "line")  # what the line of a try says itself
+_FAR = _TRY[1:-2]  # what the line that repeats it says, too; its text may be shorter
 _ROW = (*_TRY[:-1], "recipient", "port", "outcome", "mode", "attempt")
 
 
@@ -94,7 +95,8 @@ class History:
         that grew, was rotated or packed, an export that overlaps. Rows are the same if they agree in `time`, `origin`,
         `vantage`, `client`, `recipient`, `host`, `address`, `port`, `outcome`, `text`, `mode`, `attempt` and `queue_id`
         (where missing, `message_id`), those of a log without recipient also in `line`; one addition may have several.
-        A try at the end of a log whose recipient stands on a later line is replaced when that line is there. Memory: a
+        A try at the end of a log whose recipient stands on a later line is replaced when that line is there, and goes
+        where that line repeats it (known by all that the history has of its `source` and day before it). Memory: a
         frame or 32 MiB, and 16 bytes a row that the days touched have. Raises SchemaError for a column that is missing,
         unknown or of a wrong type. Then, and if `frames` raises, nothing is added.
         """
@@ -105,6 +107,7 @@ class History:
                 days.setdefault(f"day={_day(name)}", []).append(path)
             known: dict[str, Any] = {}
             named: dict[str, list[int]] = {}
+            repeated: dict[str, list[pa.Table]] = {}
             grown = 0
             for number, block in enumerate(_blocks(frames if many else [frames])):
                 for day, rows in _by_day(block):
@@ -113,11 +116,14 @@ class History:
                             ids = self._read(days[day], ["row_id"])["row_id"].drop_null().to_numpy()
                             known[day] = np.unique(ids, return_counts=True)
                         rows = _unmet(rows, *known[day])
-                        rows = self._joined(rows, days[day], named.setdefault(day, [])) if len(rows) else rows
+                        if len(rows):
+                            told = (named.setdefault(day, []), repeated.setdefault(day, []))
+                            rows = self._joined(rows, days[day], *told)
                     if len(rows):
                         self._write(stage / day / f"{stage.name}-{number}.new", rows)
                         grown += len(rows)
             for day, gone in named.items():
+                gone += self._told_again(repeated[day], days[day], *known[day])
                 for path in days[day] if gone else ():
                     old = self._read([path], _SCHEMA.names)
                     met = pc.is_in(old["row_id"], pa.array(gone, pa.int64()))
@@ -291,9 +297,12 @@ class History:
                     self._each([path], work)
             raise FormatError(paths[0], f"is no file of a history, or damaged: {_line(problem)}") from None
 
-    def _joined(self, rows: pa.Table, paths: list[str], named: list[int]) -> pa.Table:
-        """`rows` without tries that the history has with a recipient; row ids of those it has without go to `named`."""
-        mine = _whole(rows, [*_TRY, "recipient", "row_id"])
+    def _joined(self, rows: pa.Table, paths: list[str], named: list[int], repeated: list[pa.Table]) -> pa.Table:
+        """`rows` without tries that the history has with a recipient; row ids of those it has without go to `named`.
+
+        Those it has without, and after which a recipient of the same host failed, go to `repeated`.
+        """
+        mine = _whole(rows, [*_TRY, "recipient", "outcome", "source", "row_id"])
         bare = pc.and_kleene(pc.is_null(mine["recipient"]), pc.equal(mine["origin"], "log")).fill_null(False).to_numpy()
         lines = pc.field("line").isin(pc.unique(mine["line"].filter(bare)))
         open_ = pc.field("recipient").is_null()
@@ -302,9 +311,28 @@ class History:
         here, there = _hashes(mine.take(near), _TRY), _hashes(have, _TRY)
         alone = pc.is_null(have["recipient"]).to_numpy()
         named += have["row_id"].fill_null(0).to_numpy()[alone & np.isin(there, here[~bare[near]])].tolist()
+        tries = have.filter(alone)
+        failed = pc.and_(mine["recipient"].is_valid(), pc.is_in(mine["outcome"], pa.array(["deferred", "failed"])))
+        same = mine.filter(pc.and_(failed, pc.is_in(mine["address"], pc.unique(tries["address"]))))
+        last = same["line"].to_pandas().groupby(_hashes(same, _FAR)).max()
+        late = pd.Series(_hashes(tries, _FAR)).map(last) > tries["line"].to_pandas()
+        repeated.append(tries.filter(pa.array(late)))
         keep = np.ones(len(rows), dtype=bool)
         keep[near[bare[near] & np.isin(here, there[~alone])]] = False
         return rows.filter(pa.array(keep))
+
+    def _told_again(self, tries: list[pa.Table], paths: list[str], ids: Any, left: Any) -> list[int]:
+        """The row ids of tries that are not met, where all is that the history has of their log before them."""
+        missed, gone = pa.array(ids[left > 0], pa.int64()), list[int]()
+        some = pa.concat_tables(tries) if tries else _whole(pa.table({}), ["source", "line", "row_id"])
+        some = some.filter(pc.and_(pc.is_in(some["row_id"], missed), pc.is_valid(some["source"])))
+        for source in pc.unique(some["source"]).to_pylist():
+            here = some.filter(pc.equal(some["source"], source))
+            before = (pc.field("source") == source) & (pc.field("line") < pc.max(here["line"]))
+            known = self._read(paths, ["row_id"], before & pc.field("recipient").is_valid())["row_id"]
+            if len(known) and not pc.any(pc.is_in(known, missed)).as_py():
+                gone += here["row_id"].to_pylist()
+        return gone
 
 
 def _day(name: str) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cache, wraps
+from functools import cache, partial, wraps
+from glob import glob
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -49,14 +50,14 @@ def read_log(paths_or_urls: _Source | Sequence[_Source], client: Any = None, *, 
              storage_options: dict[str, Any] | None = None) -> Any:  # fmt: skip
     """Mail logs as a Dask DataFrame of `ATTEMPTS`: the rows that `dk.read_log` gives, in the same order.
 
-    Takes files, folders and URLs of fsspec (s3://, gs://, https://, ...; `storage_options` go there). A partition is
-    `block_size` bytes of a plain file, or a whole file: a compressed one, or one of a format that is not of lines (no
-    row of it is joined with another file). Everything is read twice: now, by the workers of `client` (or as Dask does
-    it), for the few events that rows elsewhere need, and by each computation, which makes only the columns it asks
-    for. A partition depends on its bytes and these events alone, so that a lost worker costs nothing but time; block
-    size and number of workers change no row. A process reads one partition at a time: processes, not threads, share
-    the work, and memory stays bounded. Raises what `dk.read_log` raises; FormatError too for archives and, in a
-    computation, for a file that has changed since. What was appended since is not read.
+    Takes files, folders, URLs of fsspec (s3://, gs://, https://, ...; `storage_options` go there), and patterns of them
+    (`*.log`). A partition is `block_size` bytes of a plain file, or a whole file: a compressed one, or one of a format
+    that is not of lines (no row of it is joined with another file). Everything is read twice: now, by the workers of
+    `client` (or as Dask does it), for the few events that rows elsewhere need, and by each computation, which makes
+    only the columns it asks for. A partition depends on its bytes and these events alone, so that a lost worker costs
+    nothing but time; block size and number of workers change no row. A process reads one partition at a time:
+    processes, not threads, share the work, and memory stays bounded. Raises what `dk.read_log` raises; FormatError too
+    for archives and, in a computation, for a file that has changed since. What was appended since is not read.
     """
     try:
         import dask.dataframe as dd
@@ -67,8 +68,10 @@ def read_log(paths_or_urls: _Source | Sequence[_Source], client: Any = None, *, 
     wanted = ATTEMPTS.names if columns is None else list(dict.fromkeys(columns))
     if unknown := [name for name in wanted if name not in ATTEMPTS.names]:
         raise SchemaError(f"attempts: there is no column {unknown[0]!r}; it has {', '.join(ATTEMPTS.names)}")
-    if block_size < 1:
+    if type(block_size) is not int or block_size < 1:
         raise SchemaError(f"block_size={block_size!r} is no number of bytes")
+    if client is not None and not hasattr(client, "as_current"):
+        raise SchemaError(f"client={client!r} is no Dask client: distributed.Client(address) makes one")
     sources = list(_parts(paths_or_urls, storage_options or {}))
     found: dict[str, list[Any]] = {}
     for number, looked in enumerate(_done(_looked, sources, client, format)):
@@ -116,7 +119,10 @@ def _parts(paths: Any, options: dict[str, Any]) -> Iterator[Part]:
     """The files of paths and URLs, as they are stored."""
     for path in [paths] if isinstance(paths, str | PathLike) else paths:
         if not (isinstance(path, str) and "://" in path):
-            for part in parts(path):
+            some: list[str] = []
+            if isinstance(path, str | Path) and not _try(path, Path(path).exists):
+                some = sorted(glob(str(path), recursive=True))  # noqa: PTH207 - it leaves hidden files out
+            for part in parts(some or path):
                 if not isinstance(getattr(part._call[0], "__self__", None), Path):
                     raise FormatError(part.name, "files in archives are read by dk.read_log: unpack it")
                 yield part
@@ -481,7 +487,7 @@ def counts(
     """
     if not is_dask(frame):
         return part(frame, keys)
-    some = [name for name in frame.columns if name in needs]
+    part, some = partial(_typed, part), [name for name in frame.columns if name in needs]
     pair = [name for name in frame.columns if name in {*some, *_WHOSE}]
     empty = part(frame._meta, keys)  # a column that is missing is named before anything runs
     if not ends:
@@ -516,6 +522,13 @@ def _placed(rows: pd.DataFrame, partition_info: dict[str, Any]) -> pd.DataFrame:
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("_order", ignore_index=True).drop(columns=["_place", "_order"])
+
+
+def _typed(part: _Part, rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """What `part` makes of rows with integers: Dask reads them from Parquet as floats where one is missing."""
+    names = [c.name for c in ATTEMPTS.columns if c.dtype == "Int64" and c.name in rows]
+    names = [name for name in names if rows[name].dtype.kind in "iuf"]
+    return part(ATTEMPTS.check(rows, names).astype(dict.fromkeys(names, "Int64")), keys)
 
 
 def _told(rows: pd.DataFrame, part: _Part, keys: list[str]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import shutil
@@ -191,6 +192,52 @@ def test_two_tries_of_one_second_are_two(history: History) -> None:
     assert [history.add(attempt(line=n)) for n in (7, 8)] == [1, 1]
     assert history.add(attempt(line=7, recipient="r@d.example")) == 0
     assert history.attempts(recipient=None)["line"].tolist() == [8]
+
+
+def repeats(**known: Any) -> pd.DataFrame:
+    """The delivery line that repeats `attempt`."""
+    return attempt(recipient="r@d.example", queue_id="4cA9", source="mail.log", **{"line": 9, **known})
+
+
+def test_a_try_that_the_line_of_its_recipient_repeats_goes_when_that_line_comes(history: History) -> None:
+    other, grown = attempt(line=8, source="mail.log", address="192.0.2.2"), repeats(text="refused")
+    assert history.add([log(3), attempt(source="mail.log"), other]) == 5
+    for _ in range(2):
+        assert history.add([log(3), other, grown]) == 0
+        assert sorted(history.attempts()["line"]) == [1, 2, 3, 8, 9]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        repeats(),  # of another server, or of a log from its middle on
+        pd.concat([log(3), repeats(line=6)]),
+        pd.concat([log(3), repeats(client="acme")]),
+        pd.concat([log(3), repeats(address="192.0.2.2")]),
+        pd.concat([log(3), repeats(outcome="passed")]),
+        pd.concat([log(2), repeats()]),
+        pd.concat([log(3), attempt(), repeats()]),
+    ],
+)
+def test_a_try_stays_where_nothing_shows_that_a_line_repeats_it(history: History, later: pd.DataFrame) -> None:
+    history.add([log(3), attempt(source="mail.log")])
+    assert history.add(later) == 1
+    assert history.attempts(recipient=None)["line"].tolist() == [7]
+
+
+def test_real_logs_that_grow_at_a_bad_place_end_as_the_whole_log(shared: Path, root: Path, tmp_path: Path) -> None:
+    import deliverkit as dk
+
+    for name, path, cut in (("postfix", shared / "logs/postfix/maillog_iso.log.gz", 5000),
+                            ("exim", root / "data/exim/mainlog", 70)):  # fmt: skip
+        raw, growing = path.read_bytes(), tmp_path / f"{name}.log"
+        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).splitlines(keepends=True)
+        history = History(tmp_path / name)
+        growing.write_bytes(b"".join(lines[:cut]))
+        added = history.add(dk.read_log(growing))
+        growing.write_bytes(b"".join(lines))
+        whole = dk.read_log(growing)
+        assert added + history.add(whole) == len(whole) == len(history.attempts())
 
 
 @settings(max_examples=15, deadline=None)

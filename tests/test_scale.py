@@ -134,6 +134,17 @@ def test_any_partitions_give_what_pandas_gives(client: Any, name: str, partition
         same(analyse(frame), analyse(FRAMES[name]))
 
 
+def test_integers_that_dask_reads_as_floats_are_integers() -> None:
+    frame, known = FRAMES["a log"], FRAMES["a log"].dropna(subset=["port"])[:9]
+    floats, integers = (dict.fromkeys(["port", "reply_code"], kind) for kind in ("float64", "int64"))
+    parts = [frame.astype(floats), known.astype(integers)]
+    made, expected = dd.from_map(as_it_is, parts, meta=frame[:0].astype(integers)), pd.concat([frame, known])
+    for analyse in [*ANALYSES.values(), lambda some: dk.block_rates(some, by="reply_code")]:
+        same(analyse(made), analyse(expected))
+    with pytest.raises(SchemaError, match="'port' should be Int64"):
+        dk.block_rates(made.assign(port=25.5))
+
+
 @pytest.mark.parametrize("analysis", ["block rates by week", "funnel", "bounce rates by campaign"])
 @pytest.mark.parametrize("name", ["a log", "a log and the bounces"])
 def test_many_and_empty_partitions_do_no_harm(client: Any, name: str, analysis: str) -> None:
@@ -485,7 +496,23 @@ def test_a_worker_killed_while_it_reads_changes_nothing(client: Any, site: str, 
         assert Files.killed and before - set(client.run(os.getpid).values()) == set(Files.killed)
 
 
+def test_local_paths_may_be_patterns(log: Path, tmp_path: Path) -> None:
+    for name in ("p1.log", "p2.log", ".p3.log", "other.txt", "p[1-2].log"):
+        (tmp_path / name).write_bytes(log.read_bytes()[:20_000].rpartition(b"\n")[0])
+    for pattern, names in (("p?.log", ["p1.log", "p2.log"]), ("p[1-2].log", ["p[1-2].log"])):
+        for path in (tmp_path / pattern, str(tmp_path / pattern)):
+            made = whole(scale.read_log(path, year=2026))
+            same(made, dk.read_log([tmp_path / name for name in names], year=2026))
+    with pytest.raises(FormatError, match=r"x\*\.log: cannot be read: No such file"):
+        scale.read_log(tmp_path / "x*.log")
+
+
 def test_what_cannot_be_read_is_said(client: Any, site: str, log: Path, tmp_path: Path) -> None:
+    for size in ("1MB", 1.5, True, None, 0):
+        with pytest.raises(SchemaError, match="is no number of bytes"):
+            scale.read_log(log, block_size=size)
+    with pytest.raises(SchemaError, match="client='tcp://x' is no Dask client"):
+        scale.read_log(log, "tcp://x")
     with pytest.raises(FormatError, match="no log format 'postfx'"):
         scale.read_log(log, format="postfx")
     with pytest.raises(SchemaError, match="there is no column 'colour'"):

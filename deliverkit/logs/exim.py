@@ -36,7 +36,8 @@ from deliverkit.logs.tables import (
 _ID = r"[0-9A-Za-z]{6}-[0-9A-Za-z]{6,11}-[0-9A-Za-z]{2,4}"
 _OURS = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d{4})? (?:\[\d+\] )?"
-    rf"(?:{_ID} (?:[<(]=|[-=>*]>|==|\*\*|H=|Completed)|H=\S|rejected |(?:Start|End) queue run|exim [\d.]+ daemon|SMTP |"
+    rf"(?:{_ID} (?:[<(]=|[-=>*]>|==|\*\*|H=|Completed)|H=\S|rejected |(?:Start|End) queue run|exim [\d.]+ daemon|"
+    r"SMTP (?:connection|call|command|data|protocol|syntax|timeout) |"
     r"no (?:host|IP|MAIL) |\w+ authenticator failed|unexpected disconnection)|.{16,300}? exim\d?\[\d+\]: "
 )
 
@@ -67,16 +68,16 @@ _FAR = ("? H={host}", "? DS{}", "? [{peer:word}", "? PRX={:word}", "? I={:word}"
 KINDS = _Lines(
     sent=(
         *_HEAD, "{queue_id:word} ", "{flag:=>|->|>>|*>} ", "{recipient:^ (| <| F=<| Q=| P=<| R=| T=}", *_WHOM,
-        "? F=<{:address}>", "? Q={}", "? P=<{:address}>", "? R={:word}", "? T={:word}", "? S={}", *_FAR, "? A={}",
-        "? L{}", "? PRDR{}", "? K{}", "? QT={delay}", "? DT={}", "? C={text}",
+        "? F=<{sender:address}>", "? Q={}", "? P=<{:address}>", "? R={:word}", "? T={:word}", "? S={}", *_FAR,
+        "? A={}", "? L{}", "? PRDR{}", "? K{}", "? QT={delay}", "? DT={}", "? C={text}",
     ),
     deferred=(
         *_HEAD, "{queue_id:word} ", "== ", "{recipient:^ (| <| Q=| R=| T=| routing| defer (}", *_WHOM, "? Q={}",
         "? R={:word}", "? T={:word}", "? routing", " defer ({errno})", *_FAR, "? DT={}", "?: {text}",
     ),
     failed=(
-        *_HEAD, "{queue_id:word} ", "** ", "{recipient:^ (| <| F=<| Q=| P=<| R=| T=|: }", *_WHOM, "? F=<{:address}>",
-        "? Q={}", "? P=<{:address}>", "? R={:word}", "? T={:word}", *_FAR, ": {text}",
+        *_HEAD, "{queue_id:word} ", "** ", "{recipient:^ (| <| F=<| Q=| P=<| R=| T=|: }", *_WHOM,
+        "? F=<{sender:address}>", "? Q={}", "? P=<{:address}>", "? R={:word}", "? T={:word}", *_FAR, ": {text}",
     ),
     odd=(*_HEAD, "{queue_id:word} ", "{flag:=>|->|>>|*>|==|**} ", "{text}"),
     begun=(*_HEAD, "{queue_id:word} ", "{:<=|(=} ", "{sender:address} ", "{text}"),
@@ -110,7 +111,7 @@ _EXPIRED, _IDLE = ("retry timeout exceeded", "all hosts for "), ("domain is held
 _HELD = "retry time not reached for any host"
 _RETRY = -51  # ERRNO_RETRY_BASE: this and what is below says that the time to try again has not come
 _ROW = ["line", "stamp", "queue_id", "recipient", "original_recipient", "text", "delay_s", "fact"]
-_DELIVERY, _OWN = [*_ROW, "address", "cause", "domain"], [*_ROW, "message_id", "sender"]
+_DELIVERY, _OWN = [*_ROW, "address", "cause", "domain", "sender"], [*_ROW, "message_id", "sender"]
 
 
 def sniff(line: str) -> bool:
@@ -243,10 +244,11 @@ def _waiting(delivery: pa.Table, facts: Facts) -> pa.Table:
 def _begun(delivery: pa.Table, row: Any, begun: pa.Table, facts: Facts) -> pa.Table:
     """Delivery lines with Message-ID and sender; what becomes of notifications here is nobody's campaign."""
     made = taken(begun, row, ["message_id", "sender"])
-    notice = pc.fill_null(pc.equal(made["sender"], "<>"), False)
+    sender = pc.coalesce(made["sender"], delivery["sender"])
+    notice = pc.fill_null(pc.is_in(sender, pa.array(["<>", ""])), False)
     rows = np.flatnonzero(pc.and_(notice, pc.is_null(delivery["address"])).to_numpy(zero_copy_only=False))
     delivery = changed(delivery, rows, facts, lambda _: {"outcome": None, "attempted": False, "hint": "notice"})
-    delivery = delivery.append_column("sender", pc.if_else(notice, None, made["sender"]))
+    delivery = delivery.set_column(_DELIVERY.index("sender"), "sender", pc.if_else(notice, None, sender))
     return delivery.append_column("message_id", made["message_id"])
 
 
@@ -287,7 +289,8 @@ def _sent(table: pa.Table, facts: Facts) -> pa.Table:
     reply = pc.utf8_slice_codeunits(text, 0, 10)
     fact = pa.array(facts.of(_delivered, table["flag"], table["host"], table["peer"], reply))
     made = {"text": text, "delay_s": mapped(delay, seconds, pa.float64()), "fact": fact, "cause": none, "domain": none}
-    return pa.table({name: table[name] for name in _ROW[:5]} | made | {"address": _addresses(table["peer"])})
+    made |= {"address": _addresses(table["peer"]), "sender": table["sender"]}
+    return pa.table({name: table[name] for name in _ROW[:5]} | made)
 
 
 def _failed(table: pa.Table, facts: Facts) -> pa.Table:
@@ -302,7 +305,7 @@ def _failed(table: pa.Table, facts: Facts) -> pa.Table:
     text = pc.coalesce(message, error, text)
     fact = facts.of(_failure, table["errno"], host, peer, alike(text))
     made = {"text": text, "delay_s": pa.nulls(len(table), pa.float64()), "fact": pa.array(fact)}
-    made |= {"address": _addresses(peer), "cause": _line(cause), "domain": _domain(table)}
+    made |= {"address": _addresses(peer), "cause": _line(cause), "domain": _domain(table), "sender": table["sender"]}
     return pa.table({name: table[name] for name in _ROW[:5]} | made)
 
 
@@ -314,7 +317,7 @@ def _odd(table: pa.Table, facts: Facts) -> pa.Table:
     none, fact = pa.nulls(len(table), pa.string()), pa.array(facts.of(_unclear, table["flag"], waits))
     made = {"recipient": found, "original_recipient": none, "text": table["text"], "fact": fact}
     made |= {"delay_s": pa.nulls(len(table), pa.float64()), "address": none, "cause": none, "domain": none}
-    return pa.table({name: table[name] for name in _ROW[:3]} | made)
+    return pa.table({name: table[name] for name in _ROW[:3]} | made | {"sender": none})
 
 
 def _tries(table: pa.Table, facts: Facts) -> pa.Table:

@@ -1,7 +1,8 @@
 """Sendmail: its delivery lines, what it gave up on, and what it refused at its own door.
 
-It logs no port, whatever port it used. Sources: logdelivery() in deliver.c of Sendmail 8.17 and the Installation and
-Operation Guide, section "The System Log"; lines of a real Sendmail 8.17.1 and of fail2ban.
+It logs no port, whatever port it used, but one in the name of a relay. Sources: logdelivery() in deliver.c and
+returntosender() in savemail.c of Sendmail 8.17, the Installation and Operation Guide, section "The System Log"; lines
+of a real Sendmail 8.17.1 and of fail2ban.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from deliverkit.logs.tables import Facts, alike, first_after, keyed, last_before
 
 _OURS = re.compile(
     r"[^\[]{16,200}?\[\d+\]: (?:\[ID \d+ [\w.]+\] )?(?:starting daemon \(\d|STARTTLS=(?:client|server), |ruleset=check_"
-    r"|\w{14}: (?:to=.*, mailer=|from=.*, size=\d+, class=|ruleset=check_|\w{14}: (?:DSN|sender notify|return to "
-    r"sender): ))"
+    r"|\w{14}: (?:to=.*, mailer=|from=.*, size=\d+, class=|ruleset=check_|\w{14}: (?:DSN|(?:sender|postmaster) notify|"
+    r"return to sender): ))"
 )
 _HEAD = ("{stamp} {process}]: ", "?[ID {}] ")
 _REST = (", delay={delay_s}", "?, xdelay={}", "?, mailer={mailer}", "?, pri={}", "?, relay={relay}", "?, dsn={dsn}",
@@ -30,7 +31,9 @@ KINDS = Kinds(
     delivery=(*_HEAD, "{queue_id:word}: ", "to=<{recipient:address^>, ctladdr=|>, delay=}>", "?, ctladdr={}", *_REST),
     mailbox=(*_HEAD, "{queue_id:word}: ", "to={recipient:address}", "?, ctladdr={}", *_REST),
     sender=(*_HEAD, "{queue_id:word}: ", "from={text}"),
-    notice=(*_HEAD, "{queue_id:word}: ", "{:word}: ", "{text:DSN: |return to sender: }"),
+    notice=(
+        *_HEAD, "{queue_id:word}: ", "{:word}: ", "{text:DSN: |return to sender: |sender notify: |postmaster notify: }",
+    ),
     reject=(*_HEAD, "{queue_id:word}: ", "ruleset=check_{text}"),
     door=(*_HEAD, "ruleset=check_{text}"),
 )  # fmt: skip
@@ -169,9 +172,7 @@ def _refused(stage: str, relay: str | None, text: str | None) -> dict[str, Any]:
 def _far(relay: str | None) -> dict[str, Any]:
     host, _, rest = (relay or "").rpartition("[") if "[" in (relay or "") else (relay or "", "", "")
     address, port = endpoint(rest.removeprefix("IPv6:").partition(" ")[0].removesuffix("]"))
-    host = host.strip().rstrip(".")
-    return {
-        "host": host if host not in ("", "local") and not host.startswith("[") else None,
-        "address": address,
-        "port": port,
-    }
+    host, _, named = host.strip().partition(":")
+    host, other = host.rstrip("."), endpoint(f"127.0.0.1:{named}")[1]
+    known = host not in ("", "local") and not host.startswith("[")
+    return {"host": host if known else None, "address": address, "port": port or other}
