@@ -2,9 +2,10 @@
 
     python benchmarks/logs.py [MB] [part ...]    default: 320 MB; parts: postfix workers gz others memory
 
-The files are the real logs beside the checkout (../shared/logs) over and over, with other queue ids and recipients each
-time. Figures are seconds of CPU (user and system) of one process that does nothing else, imports left out, the least of
-three runs (of one for pflogsumm and eximstats); `x grep` is their ratio to `LC_ALL=C grep -c` over the same file.
+The files are the real logs beside the checkout (../shared/logs; of Sendmail data/sendmail) over and over, with other
+queue ids and recipients each time. Figures are seconds of CPU (user and system) of one process that does nothing else,
+imports left out, the least of three runs (of one for pflogsumm and eximstats); `x grep` is their ratio to
+`LC_ALL=C grep -c` over the same file.
 pflogsumm, eximstats (exim4-base) and polars are used where they are installed.
 """
 
@@ -28,9 +29,11 @@ IDS = {
     "postfix": (r"(\]: )([0-9A-Za-z]{10,})(?=: )", r"(?<=<)([ab])(\d{3,5})(?=@)"),
     "exim": (r"( )(\w{6}-\w{5,11}-\w{2,4})(?= )", r"\b(e)(\d{4,5})(?=@)"),
     "opensmtpd": (r"( )([0-9a-f]{16})(?= )", r"(?<=<)(o)(\d{4,5})(?=@)"),
+    "sendmail": (r"(\]: )(\w{14})(?=: )", r"(?<=<)(ok|no)()(?=\w*@)"),
 }
 SOURCES = {"postfix": ["postfix/maillog_syslog.log.gz"], "iso": ["postfix/maillog_iso.log.gz"],
-           "exim": ["exim/mainlog.gz"], "opensmtpd": ["opensmtpd/maillog.gz"]}  # fmt: skip
+           "exim": ["exim/mainlog.gz"], "opensmtpd": ["opensmtpd/maillog.gz"],
+           "sendmail": [Path(__file__).resolve().parents[1] / "data/sendmail/maillog"]}  # fmt: skip
 TIMED = """import sys, time, resource
 {setup}
 best = []
@@ -61,7 +64,8 @@ RATES = '["port", "blocked", "blocked_by", "attempted", "direction"]'
 
 def make(path: Path, name: str, size: int) -> int:
     """A log of that many bytes; its lines."""
-    text = "".join(gzip.decompress((LOGS / one).read_bytes()).decode() for one in SOURCES[name])
+    raw = [(LOGS / one).read_bytes() for one in SOURCES[name]]
+    text = "".join((gzip.decompress(one) if one.startswith(b"\x1f\x8b") else one).decode() for one in raw)
     ids, whose = (re.compile(pattern) for pattern in IDS.get(name, IDS["postfix"]))
     lines = rounds = 0
     with path.open("w", encoding="utf-8") as file:
@@ -143,7 +147,7 @@ def packed(folder: Path, size: int) -> None:
 
 
 def others(folder: Path, size: int) -> None:
-    for name, word in (("exim", "=>"), ("opensmtpd", "result=")):
+    for name, word in (("exim", "=>"), ("opensmtpd", "result="), ("sendmail", "stat=")):
         path = folder / f"{name}.log"
         lines = make(path, name, size)
         print(f"\n{name}: {path.stat().st_size / 1e6:,.0f} MB, {lines:,} lines")
