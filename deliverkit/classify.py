@@ -32,6 +32,11 @@ _UNSAID = {  # what stands in a text and says nothing: whose address, which host
 }
 
 
+_LONG_ID = re.compile(  # letters, and four digits or more; no host before its address, no part of a link
+    r"(?<![^\s(\[<;,])(?=[\w-]*[A-Za-z])(?=(?:[\w-]*?\d){4})[\w-]{12,64}(?:\.[\w-]{1,64}){0,2}(?![^\s)\]>;,])(?!\[)"
+)
+
+
 class _Rule(NamedTuple):
     id: str
     category: str
@@ -162,9 +167,10 @@ def _find(new: list[tuple[str, str]]) -> None:
 
 
 def unsaid(text: str) -> str:
-    """The text without the addresses in it, which decide nothing and differ from one recipient to the next."""
+    """The text without the addresses and long ids in it, which decide nothing and differ from one row to the next."""
     about, instead = _UNSAID["@"]
-    return about.sub(instead, text) if "@" in text else text
+    text = about.sub(instead, text) if "@" in text else text
+    return _LONG_ID.sub("", text)
 
 
 def _probe_rule(verdict: str, failure: str, operator: str, text: str) -> _Rule | None:

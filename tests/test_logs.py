@@ -48,7 +48,11 @@ def rows(lines: list[str]) -> list[dict[str, Any]]:
     events = Events(postfix)
     events.add("\n".join(lines).encode())
     made = events.rows()
-    return [events.facts.rows[row["fact"]] | {k: v for k, v in row.items() if k != "fact"} for row in made.to_pylist()]
+    return [
+        events.facts.rows[row["fact"]]
+        | {k: v for k, v in row.items() if k != "fact" and (v is not None or k not in ("host", "address"))}
+        for row in made.to_pylist()
+    ]
 
 
 def write(path: Path, *text: str) -> Path:
@@ -350,3 +354,18 @@ def test_notifications_that_end_in_a_mailbox_here_are_no_mail_of_ours():
 2026-01-01T10:00:04Z m postfix/virtual[1]: AAAAAAAAAA: to=<l@c.example>, relay=virtual, delay=0, status=sent (ok)"""
     made = rows(log.split("\n"))
     assert [(row["attempted"], row["outcome"]) for row in made] == [(False, None), (True, "passed")]
+
+
+def test_strangers_are_rows_of_their_own_and_their_number_costs_nothing() -> None:
+    lines = [
+        f"Nov 23 21:14:53 mail postfix/smtpd[9]: NOQUEUE: reject: RCPT from h{i}.example[192.0.2.{i % 250}]: 554 5.7.1 "
+        f"Service unavailable; Client host [192.0.2.{i % 250}] blocked using bl.example; from=<s{i}@x.example> "
+        f"to=<b@y.example> proto=ESMTP helo=<h{i}>"
+        for i in range(500)
+    ]
+    events = Events(postfix)
+    events.add("\n".join(lines).encode())
+    made = events.rows()
+    assert made["host"].to_pylist() == [f"h{i}.example" for i in range(500)]
+    assert made["sender"].to_pylist()[7] == "s7@x.example" and made["address"].to_pylist()[7] == "192.0.2.7"
+    assert len(events.facts.rows) < 10

@@ -124,7 +124,8 @@ class Events:
         line = rows["line"].to_numpy()
         order = np.argsort(line, kind="stable")
         inside = np.searchsorted(line[order], [0, self.lines])
-        names = [name for name in ("line", "stamp", "fact", *self._own) if name in rows.column_names]
+        names = ("line", "stamp", "fact", *self._own, "host", "address")
+        names = tuple(name for name in names if name in rows.column_names)
         return reordered(rows.select(names), pa.array(order[inside[0] : inside[1]]), self.facts)
 
     def schemas(self) -> dict[str, pa.Schema]:
@@ -167,6 +168,8 @@ def frame(
         elif column.name in columns and column.name not in made:
             of_facts[column.name] = pa.array(said[column.name], _TYPES[column.dtype])
     made |= dict(zip(of_facts, reordered(pa.table(of_facts), where, facts).columns, strict=True))
+    for name in {"host", "address"} & set(made) & set(rows.column_names):  # of strangers the row says them
+        made[name] = pc.coalesce(rows[name], made[name]) if rows[name].null_count < len(rows) else made[name]
     if "text" in made and (pc.max(pc.binary_length(made["text"])).as_py() or 0) > 2000:
         made["text"] = pc.utf8_slice_codeunits(made["text"], 0, 2000)
     return pa.table({name: made[name] for name in columns})
@@ -196,7 +199,7 @@ def placed(
 def _operated(rows: pa.Table, facts: Facts) -> _Array:
     """The facts of the rows, with the operator by the recipient's domain where no host is known."""
     numbers = rows["fact"].to_numpy().copy()
-    hostless = np.array([row.get("host") is None for row in facts.rows], dtype=bool)
+    hostless = np.array([r.get("host") is None and r.get("direction") != "in" for r in facts.rows], dtype=bool)
     places = np.flatnonzero(hostless[numbers])
     whose = rows["recipient"].take(pa.array(places)).to_pylist()
     operators = [operator_of(name.rpartition("@")[2]) if name else None for name in whose]

@@ -26,6 +26,7 @@ from deliverkit.logs.tables import (
     keyed,
     last_before,
     mapped,
+    nameless,
     number,
     part,
     places,
@@ -155,9 +156,9 @@ def join(made: dict[str, pa.Table], facts: Facts) -> pa.Table:
     row = last_before([ours], places(delivery), [first], places(begun))
     delivery = _begun(_waiting(delivery, facts), row, begun, facts)
     left = np.flatnonzero(~np.isin(np.arange(len(tries)), told))
-    rows = [delivery, _earlier(tries.take(pa.array(left)), theirs[left], delivery, ours, facts), door]
+    rows = [delivery, _earlier(tries.take(pa.array(left)), theirs[left], delivery, ours, facts)]
     rows = [table.select([name for name in _OWN if name in table.column_names]) for table in rows]
-    return pa.concat_tables(rows, promote_options="default")
+    return pa.concat_tables([*rows, door], promote_options="default")
 
 
 LINKS = ((("delivery", "tries", "begun", "ended"), ("queue_id",)), (("delivery",), ("domain",)))
@@ -336,9 +337,9 @@ def _door(table: pa.Table, facts: Facts) -> pa.Table:
     table, found = table.filter(ours), found.filter(ours)
     made = {name: part(found, name) for name in ("recipient", "sender", "text")}
     made["recipient"] = pc.coalesce(made["recipient"], part(found, "bare"))
-    about = [part(found, name) for name in ("later", "host", "address")]
+    made |= {name: part(found, name) for name in ("host", "address")}
     command = pc.coalesce(part(found, "verb"), part(found, "stage"))
-    made["fact"] = pa.array(facts.of(_refused, command, *about, alike(made["text"])))
+    made["fact"] = pa.array(facts.of(_refused, command, part(found, "later"), nameless(made["text"])))
     return pa.table({name: table[name] for name in ("line", "stamp")} | made)
 
 
@@ -385,9 +386,8 @@ def _unclear(flag: str, waits: bool) -> dict[str, Any]:
     return {"outcome": outcome, "attempted": not waits and flag != "*>", "text": ""}
 
 
-def _refused(command: str | None, later: str | None, host: str | None, *said: str | None) -> dict[str, Any]:
-    address, text = said
-    made = {"host": host, "address": address, "step": _STEPS.get(command or "", "relay"), "text": text or ""}
+def _refused(command: str | None, later: str | None, text: str | None) -> dict[str, Any]:
+    made = {"step": _STEPS.get(command or "", "relay"), "text": text or ""}
     return made | {"direction": "in", "attempted": False, "outcome": "deferred" if later else "failed"}
 
 

@@ -26,6 +26,7 @@ from deliverkit.logs.tables import (
     keyed,
     last_before,
     mapped,
+    nameless,
     places,
     taken,
 )
@@ -72,7 +73,6 @@ _STEP = re.compile(
 )
 _CLIENT = re.compile(r"([^\s\[]++)\[([^\]\s]++)\](?::\d++)?")
 _REPLY_IN = re.compile(r"(?:([245]\d\d)(?=[ -]|$))?[ -]?([245]\.\d{1,3}\.\d{1,3})?")
-_SAME = re.compile(r"[\w.-]*\[[\da-fA-F.:]*\]")  # whom we refused: no two are alike
 _DOORS = {"CONNECT": "connect", "HELO": "rules", "EHLO": "rules", "STARTTLS": "encryption", "END-OF-MESSAGE": "inbox"}
 _OUTCOMES = {"sent": "passed", "deferred": "deferred", "SOFTBOUNCE": "deferred", "bounced": "failed"}
 _PROBES = {"deliverable": "event", "undeliverable": None}  # address probes (sendmail -bv) hand over nothing
@@ -100,10 +100,17 @@ def events(tables: dict[str, pa.Table], facts: Facts) -> dict[str, pa.Table]:
     table = table.filter(pc.invert(warned))
     made["tries"] = table.append_column("fact", pa.array(facts.of(_try, alike(table["text"]))))
     table = made["reject"]
-    shown = mapped(table["text"], lambda text: _SAME.sub("[]", text))
-    fact = facts.of(_reject, table["stage"], table["client"], alike(shown))
-    made["reject"] = table.append_column("fact", pa.array(fact))
+    table = table.append_column("fact", pa.array(facts.of(_reject, table["stage"], nameless(table["text"]))))
+    for place, name in enumerate(("host", "address")):  # of the row itself: there is no end of strangers
+        table = table.append_column(name, mapped(table["client"], partial(_client, place)))
+    made["reject"] = table
     return made
+
+
+def _client(place: int, text: str) -> str | None:
+    """Name (0) or address (1) of who came."""
+    found = _CLIENT.fullmatch(text)
+    return None if not found or found[place + 1] == "unknown" else found[place + 1]
 
 
 def join(made: dict[str, pa.Table], facts: Facts) -> pa.Table:
@@ -125,9 +132,9 @@ def join(made: dict[str, pa.Table], facts: Facts) -> pa.Table:
         lambda: _given_up(expired, late, delivery, ours, (begins, ends), facts),
     ))  # fmt: skip
     rows += [delivery, made["reject"]]
-    names = ["line", "stamp", "fact", "text", "delay_s", *_ABOUT]
-    whole = [table.select([name for name in names if name in table.column_names]) for table in rows if len(table)]
-    return pa.concat_tables(whole or [delivery.select(names)], promote_options="default")
+    names = ["line", "stamp", "fact", "text", "delay_s", "host", "address", *_ABOUT]
+    whole = [table.select([name for name in names if name in table.column_names]) for table in rows]
+    return pa.concat_tables(whole, promote_options="default")
 
 
 LINKS = (
@@ -189,8 +196,8 @@ def _known(
     fact = delivery["fact"].to_numpy().copy()
     fact[rows] = facts.changed(fact[rows], by=lambda _: {"outcome": None, "attempted": False, "hint": "notice"})
     delivery = delivery.set_column(delivery.schema.get_field_index("fact"), "fact", pa.array(fact))
-    nameless = np.append(pc.fill_null(pc.equal(begun["message_id"], "<>"), True).to_numpy(), False)[first]
-    names = taken(begun, np.where(nameless, -1, first), ["message_id"])["message_id"]
+    unnamed = np.append(pc.fill_null(pc.equal(begun["message_id"], "<>"), True).to_numpy(), False)[first]
+    names = taken(begun, np.where(unnamed, -1, first), ["message_id"])["message_id"]
     senders = taken(sender, np.where(null, -1, envelope), ["sender"])["sender"]
     return delivery.append_column("message_id", names).append_column("sender", senders)
 
@@ -260,13 +267,12 @@ def _try(text: str) -> dict[str, Any]:
     return _far_end(text, text) | {"outcome": "deferred", "attempted": True}
 
 
-def _reject(stage: str, client: str, text: str) -> dict[str, Any]:
-    found, said = _CLIENT.fullmatch(client), _REPLY_IN.match(text)
+def _reject(stage: str, text: str) -> dict[str, Any]:
+    said = _REPLY_IN.match(text)
     code, status = said.groups() if said else (None, None)
     worse = (code or status or "")[:1] == "5"
     return {
         "direction": "in", "attempted": False, "outcome": "failed" if worse else "deferred", "text": text,
-        "host": found[1] if found and found[1] != "unknown" else None, "address": found[2] if found else None,
         "reply_code": int(code) if code else None, "status_code": status, "step": _DOORS.get(stage, "relay"),
     }  # fmt: skip
 

@@ -199,6 +199,7 @@ def decimals(texts: Texts) -> pa.Array:
     return made if pc.all(pc.less(pc.abs(made), 1e12)).as_py() is not False else mapped(texts, number, pa.float64())
 
 
+_NAMES = re.compile(r"<[^<>]*>|[\w.-]*\[[\da-fA-F.:]*\]|\d{1,3}(?:\.\d{1,3}){3}")
 _alike: dict[str, str] = {}
 
 
@@ -210,6 +211,11 @@ def alike(texts: Texts, passed: Texts | None = None) -> pa.DictionaryArray:
         codes, values = encoded(side)
         numbers[rows] = np.array([known.setdefault(_plain(v), len(known)) for v in values], np.int32)[codes]
     return pa.DictionaryArray.from_arrays(numbers, pa.array(known, pa.string()))
+
+
+def nameless(texts: Texts) -> pa.Array:
+    """As `alike`, of replies to strangers: without who they are, as there is no end of them."""
+    return mapped(texts, lambda text: text and unsaid(_NAMES.sub("", text)))
 
 
 def _plain(text: str | None) -> str | None:
