@@ -278,11 +278,11 @@ def test_reading_takes_linear_time(piece: str, place: str) -> None:
 
     def seconds(size: int) -> float:
         line = (head if place != "{}" else "Nov 23 21:14:53 mail ") + place.format(piece * (size // len(piece)))
-        began = time.perf_counter()
+        began = time.process_time()  # whatever else the machine does
         list(rows([line, line + sent()[52:], sent(to="b@x", status="deferred (" + line[52:])]))
-        return time.perf_counter() - began
+        return time.process_time() - began
 
-    assert seconds(1_000_000) < 3.0  # quadratic would take minutes
+    assert seconds(1_000_000) < 1.0
 
 
 def truth(shared: Path, name: str) -> pd.DataFrame:
